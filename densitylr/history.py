@@ -1,0 +1,232 @@
+"""What was seen and what was decided: the only memory, from which everything shown is drawn."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densitylr.density import BINS
+from densitylr.records import Decision, Reading, StageReading
+
+__all__ = ["History"]
+
+_FORMAT = 1
+_NUMBERS = tuple(
+    f.name
+    for f in dataclasses.fields(StageReading)
+    if f.name not in ("estimator", "histogram")
+)
+_EXTRA = ("rate", "scale")
+
+
+class History:
+    """Readings, the rates and scales in force with them, and decisions, in bounded memory.
+
+    When more than ``budget`` readings are held, every second one is dropped, but for the
+    first eighth and those at which something was decided.
+
+    Args:
+        budget: most readings to hold.
+
+    Attributes:
+        readings: list of `Reading`, by step.
+        decisions: list of `Decision`, by step.
+    """
+
+    def __init__(self, budget: int = 4096) -> None:
+        if budget < 16:
+            raise ValueError(f"budget must be at least 16 readings, got {budget}")
+        self.budget = budget
+        self.readings: list[Reading] = []
+        self.decisions: list[Decision] = []
+        self._rates: list[dict[str, float]] = []
+        self._scales: list[dict[str, float]] = []
+
+    def __len__(self) -> int:
+        return len(self.readings)
+
+    def __repr__(self) -> str:
+        span = f", steps {self.readings[0].step}–{self.readings[-1].step}" if self.readings else ""
+        return f"History({len(self)} readings{span}, {len(self.decisions)} decisions)"
+
+    @property
+    def stages(self) -> list[str]:
+        """Stage names in the model's order."""
+        return list(self.readings[-1].stages) if self.readings else []
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Optimizer steps done at each reading, int64 ``[readings]``."""
+        return np.array([r.step for r in self.readings], dtype=np.int64)
+
+    def series(self, stage: str, name: str) -> np.ndarray:
+        """One number of one stage over time, float64 ``[readings]``.
+
+        Args:
+            stage: a name in `stages`.
+            name: a number of `StageReading`, or ``"rate"`` (the user's learning rate; NaN under
+                a bare monitor) or ``"scale"`` (our factor on it, in force for the next step).
+
+        Raises:
+            KeyError: no such stage or number.
+        """
+        self._check_stage(stage)
+        if name in _EXTRA:
+            rows = self._rates if name == "rate" else self._scales
+            return np.array([row.get(stage, np.nan) for row in rows], dtype=float)
+        if name not in _NUMBERS:
+            raise KeyError(f"no number {name!r}; there are {', '.join(_NUMBERS + _EXTRA)}")
+        return np.array([getattr(r.stages[stage], name) for r in self.readings], dtype=float)
+
+    def histogram(self, stage: str) -> np.ndarray:
+        """Counts of ``|a| / rms0`` of one stage over time, int64 ``[readings, BINS]``."""
+        self._check_stage(stage)
+        if not self.readings:
+            return np.zeros((0, BINS), dtype=np.int64)
+        return np.stack([r.stages[stage].histogram for r in self.readings])
+
+    def record(
+        self,
+        reading: Reading,
+        rates: Mapping[str, float] | None = None,
+        scales: Mapping[str, float] | None = None,
+        decisions: list[Decision] | tuple[Decision, ...] = (),
+    ) -> None:
+        """Add a reading, the user's rates and our scales after it, and what was decided at it."""
+        self.readings.append(reading)
+        self._rates.append(dict(rates or {}))
+        self._scales.append(dict(scales or {}))
+        self.decisions.extend(decisions)
+        if len(self) > self.budget:
+            self._thin()
+
+    def observations(self) -> list[tuple[Reading, dict[str, float], dict[str, float]]]:
+        """Each reading with the user's rates and the scales in force after it."""
+        return list(zip(self.readings, self._rates, self._scales, strict=True))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a compressed ``.npz`` of plain arrays, in one piece or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        stages = self.stages
+        meta = {
+            "format": _FORMAT,
+            "budget": self.budget,
+            "stages": stages,
+            "decisions": [dataclasses.asdict(d) for d in self.decisions],
+            "estimators": [[r.stages[s].estimator for s in stages] for r in self.readings],
+        }
+        arrays: dict[str, Any] = {
+            name: np.array([self.series(s, name) for s in stages])
+            for name in (*_NUMBERS, *_EXTRA)
+        }
+        arrays["histogram"] = np.array([self.histogram(s) for s in stages], dtype=np.int64)
+        target = Path(path)
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            try:
+                np.savez_compressed(
+                    file, allow_pickle=False, steps=self.steps, meta=json.dumps(meta), **arrays
+                )
+                file.close()
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> History:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a history, or is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {name: data[name] for name in data.files}
+            meta = json.loads(str(arrays["meta"]))
+            if meta["format"] != _FORMAT:
+                raise ValueError(f"format {meta['format']}, this version reads {_FORMAT}")
+            history = cls(meta["budget"])
+            for i, step in enumerate(arrays["steps"]):
+                stages = {}
+                for k, stage in enumerate(meta["stages"]):
+                    numbers: dict[str, Any] = {n: float(arrays[n][k, i]) for n in _NUMBERS}
+                    numbers["count"] = int(numbers["count"])
+                    numbers["nonfinite"] = int(numbers["nonfinite"])
+                    stages[stage] = StageReading(
+                        **numbers,
+                        estimator=meta["estimators"][i][k],
+                        histogram=arrays["histogram"][k, i],
+                    )
+                history.readings.append(Reading(int(step), stages))
+                for name, rows in (("rate", history._rates), ("scale", history._scales)):
+                    values = zip(meta["stages"], arrays[name][:, i], strict=True)
+                    rows.append({s: float(v) for s, v in values if not np.isnan(v)})
+            history.decisions = [Decision(**d) for d in meta["decisions"]]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{os.fspath(path)} is not a readable density history: {error}") from error
+        return history
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a table: one row a reading and stage, with the decision taken there, if any."""
+        reasons = {(d.step, d.stage): d for d in self.decisions}
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["step", "stage", *_NUMBERS, "estimator", *_EXTRA, "decision", "reason"])
+            for reading, rates, scales in self.observations():
+                for stage, seen in reading.stages.items():
+                    decision = reasons.get((reading.step, stage))
+                    table.writerow(
+                        [
+                            reading.step,
+                            stage,
+                            *(getattr(seen, n) for n in _NUMBERS),
+                            seen.estimator,
+                            rates.get(stage, ""),
+                            scales.get(stage, ""),
+                            decision.kind if decision else "",
+                            decision.reason if decision else "",
+                        ]
+                    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing but the decisions: readings belong in `save`, not in a checkpoint."""
+        return {"decisions": [dataclasses.asdict(d) for d in self.decisions]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the decisions of a checkpoint; readings start anew."""
+        self.decisions = [Decision(**d) for d in state["decisions"]]
+        self.readings, self._rates, self._scales = [], [], []
+
+    def _thin(self) -> None:
+        decided = {d.step for d in self.decisions}
+        early = self.budget // 8
+        keep = [
+            i
+            for i, reading in enumerate(self.readings)
+            if i < early or (i - early) % 2 == 0 or reading.step in decided
+        ]
+        if len(keep) == len(self.readings):  # every reading decided something: keep the newest
+            keep = keep[:early] + keep[early - self.budget :]
+        self.readings = [self.readings[i] for i in keep]
+        self._rates = [self._rates[i] for i in keep]
+        self._scales = [self._scales[i] for i in keep]
+
+    def _check_stage(self, stage: str) -> None:
+        if self.readings and stage not in self.readings[-1].stages:
+            raise KeyError(f"no stage {stage!r}; there are {', '.join(self.stages)}")

@@ -1,0 +1,104 @@
+"""What travels from the monitor to the policy and on to the history: plain numbers, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["Decision", "Diagnosis", "Reading", "StageReading"]
+
+
+@dataclass(frozen=True)
+class StageReading:
+    """The statistics of one stage at one probe; shares and moments are means over its taps.
+
+    Attributes:
+        near_zero: share of outputs with ``|a| <= 0.1 * rms0``.
+        untrained: the same share for the untrained twin on the same input, or at the first
+            probe where there is no twin.
+        displacement: mean over taps of ``|ln(near_zero / untrained)|``; NaN if unread.
+        estimator: where ``untrained`` comes from: ``"twin"``, ``"last-twin"`` (the twin was
+            let go; its last value is kept), ``"first-probe"``, or ``"mixed"``.
+        near_zero_absolute: share with ``|a| <= 0.05``.
+        near_zero_present: share with ``|a| <= 0.1 * rms``.
+        exactly_zero: share of exact zeros.
+        mean, std, rms, rms0: in the units of the activation.
+        count: finite outputs read.
+        nonfinite: NaN and infinite outputs seen.
+        histogram: counts of ``|a| / rms0`` in the bins of `densitylr.density.EDGES`.
+    """
+
+    near_zero: float
+    untrained: float
+    displacement: float
+    estimator: str
+    near_zero_absolute: float
+    near_zero_present: float
+    exactly_zero: float
+    mean: float
+    std: float
+    rms: float
+    rms0: float
+    count: int
+    nonfinite: int
+    histogram: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All stages at one probe, taken in the forward pass before optimizer step ``step``."""
+
+    step: int
+    stages: dict[str, StageReading]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A change of one stage's scale, with its reason.
+
+    Attributes:
+        step: optimizer steps done when it was taken; the next step uses ``scale``.
+        stage: the stage's name.
+        kind: ``"raise"``, ``"lower"`` or ``"lift-off"`` (the scale stays from here on).
+        scale_before, scale: the factor on the user's rate, before and from now on.
+        rate_before, rate: the resulting learning rates.
+        reason: one sentence with the numbers.
+    """
+
+    step: int
+    stage: str
+    kind: str
+    scale_before: float
+    scale: float
+    rate_before: float
+    rate: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a stage.
+
+    Attributes:
+        stage: the stage's name.
+        kind: ``"starved"``, ``"collapsed"``, ``"non-finite"`` or ``"frozen"``.
+        since_step: the optimizer step of the first evidence.
+        evidence: the numbers it rests on.
+        action: what was done, or what to do.
+    """
+
+    stage: str
+    kind: str
+    since_step: int
+    evidence: str
+    action: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stage} is {self.kind} since step {self.since_step}: "
+            f"{self.evidence}; {self.action}"
+        )
