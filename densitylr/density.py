@@ -88,7 +88,7 @@ def measure(a: Tensor, rms0: Tensor, out: Tensor) -> None:
     mean = values.sum() / n
     variance = torch.where(finite, values - mean, 0).square().sum() / n
     present = (values.square().sum() / n).sqrt()
-    edges = torch.tensor(EDGES, device=values.device, dtype=torch.float32) * rms0
+    edges = torch.tensor(EDGES, device=values.device) * rms0
     bins = torch.zeros(BINS, dtype=torch.int64, device=values.device)
     bins.scatter_add_(0, torch.bucketize(magnitude, edges), finite.long())
     near = bins[: EDGES.index(TAU) + 1].sum()

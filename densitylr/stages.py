@@ -10,7 +10,6 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 __all__ = ["Stage", "find_stages", "unwrap"]
@@ -246,12 +245,3 @@ def _owner(name: str, claims: Mapping[str, Iterable[str]]) -> str | None:
             return stage
     return None
 
-
-def is_frozen(stage: Stage) -> bool:
-    """Whether nothing in the stage can be trained at present."""
-    return not any(p.requires_grad for p in stage.parameters.values())
-
-
-def device_of(stage: Stage) -> torch.device:
-    """Where the stage's first parameter lives."""
-    return next(iter(stage.parameters.values())).device

@@ -1,0 +1,140 @@
+"""From the history to sentences: which stage is ill, of what, and on what evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from densitylr.history import History
+from densitylr.records import Diagnosis
+
+__all__ = ["diagnose"]
+
+COLLAPSED = 0.6
+"""Near-zero share, against a stage's own present RMS, above which it has collapsed."""
+
+STILL = 0.03
+"""Displacement below which a stage has not moved; first-probe noise at batch 64 is 0.02."""
+
+STILL_PROBES = 9
+
+
+def diagnose(
+    history: History,
+    *,
+    mode: str = "repair",
+    frozen: Collection[str] = (),
+    observe_only: bool = False,
+) -> list[Diagnosis]:
+    """Name the ill stages, in the model's order.
+
+    ``starved``: in ``repair``, the stage stayed untrained while others had a larger rate, and
+    its rate was raised; or no stage at all has moved, for which ``repair`` has no remedy.
+    ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
+    two probes, and at least twice as many as at the first.
+    ``non-finite``: NaN or infinite activations were seen.
+    ``frozen``: no parameter can be trained, or the user's rate is zero.
+
+    Args:
+        history: readings and decisions, as `DensityLR` records them.
+        mode: the mode of the policy that took the decisions.
+        frozen: stages without a trainable parameter.
+        observe_only: the decisions were not carried out.
+    """
+    found: list[Diagnosis] = []
+    if not history.readings:
+        return found
+    all_still = _all_still(history)
+    for stage in history.stages:
+        own = [
+            _frozen(history, stage, stage in frozen),
+            _starved(history, stage, observe_only) if mode == "repair" else None,
+            _still(history, stage) if all_still else None,
+            _collapsed(history, stage),
+            _nonfinite(history, stage),
+        ]
+        found += [d for d in own if d is not None]
+    return found
+
+
+def _frozen(history: History, stage: str, untrainable: bool) -> Diagnosis | None:
+    rates = history.series(stage, "rate")
+    if untrainable:
+        evidence = "none of its parameters has requires_grad"
+    elif rates[-1] == 0:
+        evidence = "its learning rate is 0"
+    else:
+        return None
+    zero = np.flatnonzero(rates != 0) if not untrainable else np.array([], int)
+    since = history.steps[zero[-1] + 1] if len(zero) else history.steps[0]
+    return Diagnosis(stage, "frozen", int(since), evidence, "left alone")
+
+
+def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | None:
+    raises = [d for d in history.decisions if d.stage == stage and d.kind == "raise"]
+    if not raises:
+        return None
+    first, last = raises[0], raises[-1]
+    lifted = [d for d in history.decisions if d.stage == stage and d.kind == "lift-off"]
+    evidence = f"{first.reason.split('; rate ')[0]} at rate {first.rate_before:.1e}"
+    change = f"rate ×{last.scale:.4g} to {last.rate:.1e} in {len(raises)} decisions"
+    if observe_only:
+        action = f"only observed; it would have been {change}"
+    elif lifted:
+        action = f"{change}; lifted off at step {lifted[0].step}"
+    else:
+        action = f"{change}; not yet lifted off"
+    return Diagnosis(stage, "starved", first.step, evidence, action)
+
+
+def _all_still(history: History) -> bool:
+    """No stage with a rate has moved in the first probes or since, and nothing was decided."""
+    if history.decisions or len(history) < STILL_PROBES:
+        return False
+    trained = [s for s in history.stages if history.series(s, "rate")[-1] > 0]
+    moved = [history.series(s, "displacement") for s in trained]
+    return bool(moved) and all(np.nanmax(m, initial=0.0) < STILL for m in moved)
+
+
+def _still(history: History, stage: str) -> Diagnosis | None:
+    rate = history.series(stage, "rate")[-1]
+    if not rate > 0:
+        return None
+    moved = np.nanmax(history.series(stage, "displacement"), initial=0.0)
+    return Diagnosis(
+        stage,
+        "starved",
+        int(history.steps[0]),
+        f"no stage has moved by more than {moved:.1%} in {history.steps[-1]} steps at rate {rate:.1e}",
+        "no group has a larger rate to go by: raise the learning rate, or use mode='free'",
+    )
+
+
+def _collapsed(history: History, stage: str) -> Diagnosis | None:
+    share = history.series(stage, "near_zero_present")
+    ill = (share > COLLAPSED) & (share > 2 * share[0])
+    if len(ill) < 2 or not ill[-2:].all():
+        return None
+    start = int(np.flatnonzero(~ill)[-1]) + 1  # the first reading is never ill
+    return Diagnosis(
+        stage,
+        "collapsed",
+        int(history.steps[start]),
+        f"{share[-1]:.0%} of its outputs are below a tenth of their own RMS, {share[0]:.0%} at first",
+        "a lower rate does not bring it back: go back to a checkpoint before it, with a lower rate",
+    )
+
+
+def _nonfinite(history: History, stage: str) -> Diagnosis | None:
+    bad = history.series(stage, "nonfinite")
+    if not bad.any():
+        return None
+    first = int(np.flatnonzero(bad)[0])
+    return Diagnosis(
+        stage,
+        "non-finite",
+        int(history.steps[first]),
+        f"{int(bad[first])} NaN or infinite activations at one probe",
+        "a lower rate or gradient clipping, from a checkpoint before it",
+    )

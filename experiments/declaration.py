@@ -1,0 +1,87 @@
+"""What a study declared before its runs, and whether the runs kept to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.results import Run
+
+__all__ = ["LABELS", "Study", "discrepancies", "study_of"]
+
+LABELS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "test_loss": "test loss",
+    "steps": "steps to target",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was declared before the runs; None where nothing was.
+
+    Attributes:
+        title, declared: text.
+        primary: the metric the verdict rests on.
+        reference: the arm that shows what was possible.
+        baseline, treated: the arms compared.
+        harmless: the arm that must equal the reference.
+        smallest_effect: the smallest difference of the primary metric that matters.
+    """
+
+    title: str = "Controlled against fixed learning rates"
+    declared: str | None = None
+    primary: str = "accuracy"
+    reference: str = "flat/fixed"
+    baseline: str | None = None
+    treated: str | None = None
+    harmless: str | None = None
+    smallest_effect: float | None = None
+
+
+def study_of(runs: Sequence[Run]) -> tuple[Study, list[str]]:
+    """The declaration the runs carry, and what is wrong with it."""
+    found = [s for run in runs if isinstance(s := run.config.get("study"), dict)]
+    if not found:
+        return Study(), []
+    notes = []
+    if any(s != found[0] for s in found):
+        notes.append("The runs carry different declarations; the first one is used.")
+    known = {k: v for k, v in found[0].items() if k in Study.__dataclass_fields__ and v is not None}
+    if known.get("primary", "accuracy") not in LABELS:
+        notes.append(f"The declared metric {known.pop('primary')!r} is unknown; accuracy is used.")
+    for name in known.keys() - {"smallest_effect"}:
+        known[name] = str(known[name])
+    try:
+        known["smallest_effect"] = abs(float(known["smallest_effect"]))
+    except (KeyError, TypeError, ValueError):
+        known.pop("smallest_effect", None)
+    return Study(**known), notes
+
+
+def discrepancies(runs: Sequence[Run]) -> list[str]:
+    """Settings in which runs of one optimizer differ although only arm and seed should."""
+    notes = []
+    shared, own = ("epochs", "data", "model", "optimizer"), ("profile", "controller")
+    for keys, arms in ((shared, [None]), (own, sorted({r.arm for r in runs}))):
+        for arm in arms:
+            settings: dict[str, set[str]] = {}
+            for run in runs:
+                if arm in (None, run.arm):
+                    for key in keys:
+                        for name, value in _flat(key, run.config.get(key)):
+                            settings.setdefault(name, set()).add(value)
+            for name, values in sorted(settings.items()):
+                if len(values) > 1:
+                    where = f" within {arm}" if arm else ""
+                    notes.append(f"{name} is not the same{where}: {', '.join(sorted(values))}")
+    return notes
+
+
+def _flat(name: str, value: object) -> list[tuple[str, str]]:
+    if not isinstance(value, dict):
+        return [(name, str(value))]
+    # Where the data lie differs between machines and changes nothing.
+    inner = [(k, v) for k, v in value.items() if k not in ("root", "path")]
+    return [pair for key, v in inner for pair in _flat(f"{name}.{key}", v)]
