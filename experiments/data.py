@@ -1,0 +1,67 @@
+"""MNIST as two tensors, from the bundled sample, a local folder or torchvision's download."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets import MNIST
+
+from experiments.config import DataConfig
+
+__all__ = ["SAMPLE", "Dataset", "load"]
+
+SAMPLE = Path(__file__).parent / "mnist_sample"
+MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's training images, in 0 … 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images float32 ``[n, 1, 28, 28]``, standardised, and labels int64 ``[n]``."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def load(config: DataConfig) -> Dataset:
+    """Load the data that the config names.
+
+    Raises:
+        FileNotFoundError: there is no such data here and it cannot be downloaded.
+    """
+    if config.name == "mnist-sample":
+        with tempfile.TemporaryDirectory() as root:
+            raw = Path(root) / "MNIST" / "raw"
+            raw.mkdir(parents=True)
+            for packed in (SAMPLE / "MNIST" / "raw").glob("*.gz"):
+                with gzip.open(packed) as source, open(raw / packed.stem, "wb") as target:
+                    shutil.copyfileobj(source, target)
+            return _tensors(MNIST(root, train=True), MNIST(root, train=False))
+    try:
+        parts = [MNIST(config.root, train=train, download=True) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"MNIST is not in {config.root!r} and cannot be downloaded ({error}): give a folder "
+            "that holds MNIST/raw with data.root=FOLDER, or use the bundled sample with "
+            "data=mnist_sample"
+        ) from error
+    return _tensors(*parts)
+
+
+def _tensors(train: MNIST, test: MNIST) -> Dataset:
+    def images(part: MNIST) -> Tensor:
+        return ((part.data.float() / 255 - MEAN) / STD).unsqueeze(1)
+
+    return Dataset(
+        images(train),
+        train.targets.to(torch.int64),
+        images(test),
+        test.targets.to(torch.int64),
+    )

@@ -1,0 +1,191 @@
+"""Train one arm, or with ``--multirun`` many: ``python -m experiments.train profile=geometric``."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+import torchvision
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+import densitylr
+from densitylr import DensityLR, DensityMonitor, find_stages
+from experiments.arms import build_model, build_optimizer, controlled, profile_rates
+from experiments.config import Config, arm_name, check, register
+from experiments.data import load
+from experiments.loop import Row, fingerprint, train
+
+FIELDS = ("step", "seconds", "train_loss", "test_loss", "accuracy", "macro_f1")
+
+
+def run_folder(config: Config, resolved: str) -> Path:
+    """Where a run is kept: readable, and another one for every other config."""
+    arm = arm_name(config).replace("/", "-")
+    digest = hashlib.sha256(resolved.encode()).hexdigest()[:8]
+    return Path(config.output) / f"{arm}-{config.optimizer.name}-seed{config.seed}-{digest}"
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file in one piece or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def execute(config: Config, folder: Path) -> dict[str, Any]:
+    """Train the arm that the config describes; returns the record for ``run.json``."""
+    began = time.perf_counter()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = load(config.data)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model)
+    initial = fingerprint(model)
+    stages = find_stages(model)
+    rates = profile_rates(config.profile, config.optimizer.lr, stages)
+    optimizer = build_optimizer(config.optimizer, rates, stages)
+    optimizer = controlled(config.controller, optimizer, model)
+    every = config.controller.every
+    monitor = None if isinstance(optimizer, DensityLR) else DensityMonitor(model, every=every)
+    total = config.epochs * (len(data.train_x) // config.data.batch_size)
+    with tqdm(
+        total=min(total, config.max_steps or total),
+        desc=f"{arm_name(config)} {config.optimizer.name} seed {config.seed}",
+        unit="step",
+        disable=None,
+        leave=False,
+    ) as bar:
+
+        def tick(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        outcome = train(
+            model,
+            optimizer,
+            data,
+            batch_size=config.data.batch_size,
+            epochs=config.epochs,
+            seed=config.seed,
+            eval_every=config.eval_every,
+            max_steps=config.max_steps,
+            tick=tick,
+        )
+    history = optimizer.history if isinstance(optimizer, DensityLR) else monitor.history
+    history.save(folder / "history.npz")
+    write(folder / "metrics.csv", _table(outcome.rows))
+    diagnoses = optimizer.diagnose() if isinstance(optimizer, DensityLR) else []
+    return {
+        "status": "diverged" if outcome.diverged else "done",
+        "reason": "the training loss became NaN or infinite" if outcome.diverged else None,
+        "steps": outcome.steps,
+        "seconds": time.perf_counter() - began,
+        "train_seconds": outcome.train_seconds,
+        "final": outcome.final,
+        "hashes": {
+            "initial": initial,
+            "batches": outcome.batch_hash,
+            "final": fingerprint(model),
+        },
+        "base_rates": rates,
+        "scales": optimizer.scales if isinstance(optimizer, DensityLR) else {},
+        "diagnoses": [{**vars(d), "text": str(d)} for d in diagnoses],
+    }
+
+
+def _table(rows: list[Row]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: v for k, v in row.items() if v is not None} for row in rows)
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    return {
+        "densitylr": densitylr.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+    }
+
+
+def run(raw: DictConfig) -> dict[str, Any]:
+    """Execute a run, or find it done: a finished run of the same config is not run again.
+
+    Raises:
+        ValueError, FileNotFoundError: a value that cannot be used, data that is not there.
+        Exception: whatever a bug raises, after the failure has been recorded.
+    """
+    config = OmegaConf.to_object(raw)
+    assert isinstance(config, Config)
+    check(config)
+    keys = {k: v for k, v in OmegaConf.to_container(raw).items() if k not in ("output", "force")}
+    folder = run_folder(config, json.dumps(keys, sort_keys=True))
+    label = f"{arm_name(config)} {config.optimizer.name} seed {config.seed}"
+    done = folder / "run.json"
+    if done.exists() and not config.force:
+        record: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        if record["status"] != "failed":
+            print(f"{label}: {_sentence(record)}, as before ({folder})", flush=True)
+            return record
+    folder.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    write(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
+    record = {"arm": arm_name(config), "optimizer": config.optimizer.name, "seed": config.seed}
+    overrides = " ".join(hydra.core.hydra_config.HydraConfig.get().overrides.task)
+    record |= {"command": f"python -m experiments.train {overrides}".strip()}
+    record |= {"versions": versions()}
+    try:
+        record |= execute(config, folder)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:
+        record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        record |= {"traceback": traceback.format_exc(), "final": {}, "hashes": {}}
+        write(done, json.dumps(record, indent=1, allow_nan=False))
+        raise
+    write(done, json.dumps(record, indent=1, allow_nan=False))
+    print(f"{label}: {_sentence(record)} ({folder})", flush=True)
+    return record
+
+
+def _sentence(record: dict[str, Any]) -> str:
+    final = record["final"]
+    return (
+        f"{record['status']}, accuracy {final['accuracy']:.4f}, macro-F1 {final['macro_f1']:.4f}, "
+        f"{record['train_seconds']:.0f} s"
+    )
+
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(raw: DictConfig) -> None:
+    try:
+        run(raw)
+    except (ValueError, FileNotFoundError) as error:
+        # One clear line instead of Hydra's traceback: these are the user's to mend.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
