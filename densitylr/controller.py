@@ -139,9 +139,7 @@ class DensityLR(Optimizer):
             for name, stage in self.stages.items()
             if not any(p.requires_grad for p in stage.parameters.values())
         ]
-        return diagnose(
-            self.history, mode=self.mode, frozen=frozen, observe_only=self.observe_only
-        )
+        return diagnose(self.history, mode=self.mode, frozen=frozen, observe_only=self.observe_only)
 
     def close(self) -> None:
         """Take all hooks off the model and the optimizer: plain training from here on."""
@@ -205,7 +203,7 @@ class DensityLR(Optimizer):
         if [len(g["params"]) for g in self.inner.param_groups] != [len(r) for r in self._owners]:
             self._owners = _owners(self.inner, self.stages)
         scales = self._law.scales
-        return [[scales.get(owner, 1.0) for owner in row] for row in self._owners]
+        return [[scales.get(owner or "", 1.0) for owner in row] for row in self._owners]
 
     def _rates(self) -> tuple[dict[str, float], float]:
         """The user's rate of each stage (its largest), and the largest of all."""

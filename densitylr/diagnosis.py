@@ -106,7 +106,8 @@ def _still(history: History, stage: str) -> Diagnosis | None:
         stage,
         "starved",
         int(history.steps[0]),
-        f"no stage has moved by more than {moved:.1%} in {history.steps[-1]} steps at rate {rate:.1e}",
+        f"no stage has moved by more than 3 % in {history.steps[-1]} steps, this one by {moved:.1%} "
+        f"at rate {rate:.1e}",
         "no group has a larger rate to go by: raise the learning rate, or use mode='free'",
     )
 
@@ -121,7 +122,8 @@ def _collapsed(history: History, stage: str) -> Diagnosis | None:
         stage,
         "collapsed",
         int(history.steps[start]),
-        f"{share[-1]:.0%} of its outputs are below a tenth of their own RMS, {share[0]:.0%} at first",
+        f"{share[-1]:.0%} of its outputs are below a tenth of their own RMS, {share[0]:.0%} at "
+        "first",
         "a lower rate does not bring it back: go back to a checkpoint before it, with a lower rate",
     )
 

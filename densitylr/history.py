@@ -20,9 +20,7 @@ __all__ = ["History"]
 
 _FORMAT = 1
 _NUMBERS = tuple(
-    f.name
-    for f in dataclasses.fields(StageReading)
-    if f.name not in ("estimator", "histogram")
+    f.name for f in dataclasses.fields(StageReading) if f.name not in ("estimator", "histogram")
 )
 _EXTRA = ("rate", "scale")
 
@@ -127,8 +125,7 @@ class History:
             "estimators": [[r.stages[s].estimator for s in stages] for r in self.readings],
         }
         arrays: dict[str, Any] = {
-            name: np.array([self.series(s, name) for s in stages])
-            for name in (*_NUMBERS, *_EXTRA)
+            name: np.array([self.series(s, name) for s in stages]) for name in (*_NUMBERS, *_EXTRA)
         }
         arrays["histogram"] = np.array([self.histogram(s) for s in stages], dtype=np.int64)
         target = Path(path)
@@ -179,7 +176,9 @@ class History:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise ValueError(f"{os.fspath(path)} is not a readable density history: {error}") from error
+            raise ValueError(
+                f"{os.fspath(path)} is not a readable density history: {error}"
+            ) from error
         return history
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 import weakref
@@ -17,11 +16,10 @@ from densitylr.density import BINS, COLUMNS, measure, near_zero_count, rms, row_
 from densitylr.history import History
 from densitylr.records import Reading, StageReading
 from densitylr.stages import Stage, find_stages, unwrap
-from densitylr.twin import Sampler, first_tensor, make_twin
+from densitylr.twin import Args, Kwargs, Sampler, first_tensor, make_twin
 
 __all__ = ["DensityMonitor"]
 
-_log = logging.getLogger("densitylr")
 _AT = {name: i for i, name in enumerate(COLUMNS)}
 
 
@@ -38,7 +36,7 @@ class _Tap:
         self.reference: Tensor | None = None  # finite and near-zero counts
         self.device: torch.device | None = None  # where it was read at this probe
 
-    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], a: Tensor, out: Tensor) -> None:
+    def read(self, args: Args, kwargs: Kwargs, a: Tensor, out: Tensor) -> None:
         """Fill row ``out`` from the layer's call, with the twin's answer beside it."""
         a = self.sampler.batched(a)
         sample = self.sampler(a)

@@ -340,9 +340,7 @@ def _draw_trace(
         )
     rounding = 1e-5 + torch.finfo(values.dtype).eps
     tail = -NormalDist().inv_cdf(3e-7 / seen.size)
-    fitting = [
-        c for c in near if seen.largest <= min(c[0].limit, tail) * c[2] * (1 + rounding)
-    ]
+    fitting = [c for c in near if seen.largest <= min(c[0].limit, tail) * c[2] * (1 + rounding)]
     if not fitting:
         shape, name, spread = min(near, key=lambda c: abs(math.log(seen.rms / c[2])))
         return (

@@ -55,11 +55,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside ``DataParallel``, DDP and ``torch.compile`` wrappers."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
+            inside = model.module
         else:
+            inside = getattr(model, "_orig_mod", None)
+        if not isinstance(inside, nn.Module):
             return model
+        model = inside
 
 
 def find_stages(
@@ -244,4 +245,3 @@ def _owner(name: str, claims: Mapping[str, Iterable[str]]) -> str | None:
         if any(_inside(name, part) for part in claimed):
             return stage
     return None
-

@@ -140,4 +140,3 @@ def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:
     if isinstance(layer, whole) and not getattr(layer, "dropout", 0):
         return _CopiedTwin(layer, sampler)
     return None
-

@@ -30,6 +30,7 @@ class OptimizerConfig:
     lr: float = MISSING
     momentum: float = 0.0
     weight_decay: float = 0.0
+    schedule: str = "cosine"  # constant | cosine, to zero over the run
 
 
 @dataclass
@@ -83,6 +84,7 @@ CHOICES = {
     "data.name": ("mnist-sample", "mnist"),
     "model.name": ("resnet18",),
     "optimizer.name": ("sgd", "adam", "adamw"),
+    "optimizer.schedule": ("constant", "cosine"),
     "profile.name": ("flat", "geometric", "slice", "one-stage", "random"),
     "controller.name": ("fixed", "density", "update-ratio"),
     "controller.mode": ("repair", "warmup", "free"),

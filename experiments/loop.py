@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.data import Dataset
 
@@ -52,6 +53,7 @@ def batches(n: int, size: int, epochs: int, seed: int) -> Iterator[Tensor]:
 def train(
     model: nn.Module,
     optimizer: Optimizer,
+    scheduler: LRScheduler | None,
     data: Dataset,
     *,
     batch_size: int,
@@ -80,6 +82,8 @@ def train(
         if not outcome.diverged:
             loss.backward()
             optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
             optimizer.zero_grad()
         outcome.steps += 1
         outcome.train_seconds += time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,7 +19,9 @@ import hydra
 import numpy as np
 import torch
 import torchvision
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 import densitylr
@@ -59,10 +62,13 @@ def execute(config: Config, folder: Path) -> dict[str, Any]:
     optimizer = build_optimizer(config.optimizer, rates, stages)
     optimizer = controlled(config.controller, optimizer, model)
     every = config.controller.every
-    monitor = None if isinstance(optimizer, DensityLR) else DensityMonitor(model, every=every)
+    cosine = config.optimizer.schedule == "cosine"
+    watcher = optimizer if isinstance(optimizer, DensityLR) else DensityMonitor(model, every=every)
     total = config.epochs * (len(data.train_x) // config.data.batch_size)
+    total = min(total, config.max_steps or total)
+    scheduler = CosineAnnealingLR(optimizer, total) if cosine else None
     with tqdm(
-        total=min(total, config.max_steps or total),
+        total=total,
         desc=f"{arm_name(config)} {config.optimizer.name} seed {config.seed}",
         unit="step",
         disable=None,
@@ -76,6 +82,7 @@ def execute(config: Config, folder: Path) -> dict[str, Any]:
         outcome = train(
             model,
             optimizer,
+            scheduler,
             data,
             batch_size=config.data.batch_size,
             epochs=config.epochs,
@@ -84,8 +91,7 @@ def execute(config: Config, folder: Path) -> dict[str, Any]:
             max_steps=config.max_steps,
             tick=tick,
         )
-    history = optimizer.history if isinstance(optimizer, DensityLR) else monitor.history
-    history.save(folder / "history.npz")
+    watcher.history.save(folder / "history.npz")
     write(folder / "metrics.csv", _table(outcome.rows))
     diagnoses = optimizer.diagnose() if isinstance(optimizer, DensityLR) else []
     return {
@@ -136,8 +142,10 @@ def run(raw: DictConfig) -> dict[str, Any]:
     config = OmegaConf.to_object(raw)
     assert isinstance(config, Config)
     check(config)
-    keys = {k: v for k, v in OmegaConf.to_container(raw).items() if k not in ("output", "force")}
-    folder = run_folder(config, json.dumps(keys, sort_keys=True))
+    identity = dataclasses.asdict(config)
+    for key in ("output", "force", "study"):  # they do not change what is trained
+        del identity[key]
+    folder = run_folder(config, json.dumps(identity, sort_keys=True))
     label = f"{arm_name(config)} {config.optimizer.name} seed {config.seed}"
     done = folder / "run.json"
     if done.exists() and not config.force:
@@ -149,7 +157,7 @@ def run(raw: DictConfig) -> dict[str, Any]:
     done.unlink(missing_ok=True)
     write(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     record = {"arm": arm_name(config), "optimizer": config.optimizer.name, "seed": config.seed}
-    overrides = " ".join(hydra.core.hydra_config.HydraConfig.get().overrides.task)
+    overrides = " ".join(HydraConfig.get().overrides.task)
     record |= {"command": f"python -m experiments.train {overrides}".strip()}
     record |= {"versions": versions()}
     try:
