@@ -89,9 +89,10 @@ class LiftOff:
 
     ``D`` is a stage's displacement, ``|ln(near-zero density / untrained density)|``.
 
-    ``repair`` raises the scale by ``growth`` at every probe where ``D`` is less than
-    ``delta * min(1, probes / patience)``, from 1 up to the largest rate the user gave to any
-    group. With one flat rate it never acts.
+    ``repair`` raises the scale at every probe where ``D`` is less than
+    ``expected = delta * min(1, probes / patience)``, from 1 up to the largest rate the user gave
+    to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, kept within
+    ``growth`` … ``leap``. With one flat rate it never acts.
 
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
@@ -105,11 +106,11 @@ class LiftOff:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
         delta: displacement at which a stage has lifted off.
         patience: probes within which a healthy stage lifts off.
-        growth: largest factor of one change.
+        growth: smallest raise of ``repair``, largest of a rate that was solved for.
         start: initial scale of the search modes.
         speed: displacement wanted per step by the search modes.
         visible: displacement below which ``D`` says nothing but "too little".
-        leap: factor of a change while ``D`` is not visible.
+        leap: largest raise of ``repair``, and of a rate while ``D`` is not visible.
         shrink: smallest factor of one change.
 
     Raises:
@@ -169,7 +170,9 @@ class LiftOff:
         lifted = moved >= self.delta
         expected = self.delta * min(1.0, stage.probes / self.patience)
         if self.mode == "repair":
-            factor = self.growth if moved < expected and not lifted else 1.0
+            factor = 1.0
+            if moved < expected and not lifted:
+                factor = max(self.growth, min(self.leap, expected / max(moved, 1e-9)))
             want = f"expected to have moved {expected:.1%}"
         elif stage.probes == 0:
             return stage, None  # nothing has been spent yet

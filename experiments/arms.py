@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 from torch.optim import Optimizer
 
-from densitylr import Decision, DensityLR, Reading, Stage
+from densitylr import Decision, DensityLR, Reading, Stage, find_stages
 from densitylr.policy import LawState, StageState
 from experiments.config import ControllerConfig, ModelConfig, OptimizerConfig, ProfileConfig
 
@@ -46,7 +46,9 @@ def _narrow_resnet(planes: int) -> nn.Module:
     return model
 
 
-def profile_rates(config: ProfileConfig, lr: float, stages: Mapping[str, Stage]) -> dict[str, float]:
+def profile_rates(
+    config: ProfileConfig, lr: float, stages: Mapping[str, Stage]
+) -> dict[str, float]:
     """The learning rate of each stage.
 
     ``flat``: ``lr`` for all. ``geometric``: ``ratio * lr`` for the first, ``lr`` for the last.
@@ -59,9 +61,7 @@ def profile_rates(config: ProfileConfig, lr: float, stages: Mapping[str, Stage])
     names = list(stages)
     last = max(1, len(names) - 1)
     if config.name == "one-stage" and config.stage not in stages:
-        raise ValueError(
-            f"profile.stage must be one of {', '.join(names)}, got {config.stage!r}"
-        )
+        raise ValueError(f"profile.stage must be one of {', '.join(names)}, got {config.stage!r}")
     draw = random.Random(config.seed)
     factors = {
         "flat": lambda i: 1.0,
@@ -83,9 +83,7 @@ def build_optimizer(
     ]
     decay = config.weight_decay
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=decay
-        )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=decay)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr, weight_decay=decay)
 
@@ -120,8 +118,6 @@ class UpdateRatio:
     growth = 4.0
 
     def __init__(self, model: nn.Module) -> None:
-        from densitylr import find_stages
-
         self.stages = find_stages(model)
         self.before = self._weights()
 

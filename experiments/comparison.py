@@ -63,7 +63,7 @@ class Contrast:
         gap: share of the way to the reference; None where the baseline is the reference.
         same, compared: seeds with bit-identical final weights, of those with both hashes.
         sentence: the verdict.
-        missing: seeds left out of the primary metric, with the reason.
+        remarks: seeds left out of the primary metric, with the reason, and diverged runs in it.
     """
 
     treated: str
@@ -74,7 +74,7 @@ class Contrast:
     same: int
     compared: int
     sentence: str
-    missing: list[str]
+    remarks: list[str]
 
 
 @dataclass
@@ -118,6 +118,11 @@ class Bench:
         if run is None:
             return None
         return self.steps_to_target(run)[0] if metric == "steps" else run.metric(metric)
+
+    def status(self, arm: str, seed: int) -> str:
+        """Status of the outcome of an arm and seed; empty where there is none."""
+        run = self.table.get((arm, seed))
+        return run.status if run else ""
 
     def steps_to_target(self, run: Run) -> tuple[float | None, bool]:
         """First evaluated step at the target; the last step and True where it was never reached."""
@@ -194,7 +199,7 @@ class Bench:
                 effects[0].difference,
                 study.smallest_effect,
             ),
-            self._left_out((treated, baseline)),
+            self._remarks((treated, baseline)),
         )
 
     def _effect(self, treated: str, baseline: str, metric: str) -> Effect:
@@ -241,7 +246,7 @@ class Bench:
             if len(known) == len(values):
                 for column, value in zip(columns, known, strict=True):
                     column.append(value)
-        return gap_closed(*columns)
+        return gap_closed(columns[0], columns[1], columns[2])
 
     def _identical(self, treated: str, baseline: str) -> tuple[int, int]:
         pairs = []
@@ -252,16 +257,20 @@ class Bench:
                 pairs.append(hashes[0] == hashes[1])
         return sum(pairs), len(pairs)
 
-    def _left_out(self, arms: Sequence[str]) -> list[str]:
+    def _remarks(self, arms: Sequence[str]) -> list[str]:
+        metric = LABELS[self.study.primary]
         notes = []
         for seed in self.seeds:
             for arm in arms:
-                if self.value(arm, seed, self.study.primary) is None:
-                    runs = [r for r in self.runs if (r.arm, r.seed) == (arm, seed)]
-                    status = runs[0].status if runs else "never started"
-                    if runs and runs[0].counts:
-                        status += f" without a final {LABELS[self.study.primary]}"
-                    notes.append(f"seed {seed}: {arm} {status}")
+                value = self.value(arm, seed, self.study.primary)
+                status = self.status(arm, seed)
+                if value is None:
+                    mishaps = [r.status for r in self.runs if (r.arm, r.seed) == (arm, seed)]
+                    why = f"{status} without a final {metric}" if status else ""
+                    why = why or (mishaps[0] if mishaps else "never started")
+                    notes.append(f"Seed {seed} is not in the mean: {arm} {why}.")
+                elif status == "diverged":
+                    notes.append(f"{arm} diverged with seed {seed} and counts with {value:.4f}.")
         return notes
 
 

@@ -63,7 +63,10 @@ def study_of(runs: Sequence[Run]) -> tuple[Study, list[str]]:
 def discrepancies(runs: Sequence[Run]) -> list[str]:
     """Settings in which runs of one optimizer differ although only arm and seed should."""
     notes = []
-    shared, own = ("epochs", "data", "model", "optimizer"), ("profile", "controller")
+    shared, own = (
+        ("epochs", "max_steps", "eval_every", "data", "model", "optimizer"),
+        ("profile", "controller"),
+    )
     for keys, arms in ((shared, [None]), (own, sorted({r.arm for r in runs}))):
         for arm in arms:
             settings: dict[str, set[str]] = {}

@@ -47,7 +47,7 @@ def batches(n: int, size: int, epochs: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(n, generator=generator)
-        yield from order[: n - n % size].split(size)
+        yield from order[: n - n % size].view(-1, size)
 
 
 def train(
@@ -67,7 +67,14 @@ def train(
 
     Args:
         tick: called after each step with its training loss.
+
+    Raises:
+        ValueError: there is less than one batch of training images.
     """
+    if len(data.train_x) < batch_size:
+        raise ValueError(
+            f"batch_size must be at most the {len(data.train_x)} training images, got {batch_size}"
+        )
     outcome = Outcome()
     digest = hashlib.sha256()
     model.train()

@@ -17,10 +17,9 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
 from densitylr.density import EDGES, TAU
@@ -30,9 +29,8 @@ from experiments.results import Run
 __all__ = ["Picture", "curve", "heatmaps", "stage_lines"]
 
 Array = npt.NDArray[np.float64]
-# Okabe and Ito's colours, told apart with any colour vision; then again with other dashes.
+# Okabe and Ito's colours: told apart with any colour vision.
 _ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_DASHES = ("-", "--", ":")
 _MARKERS = {"raise": "^", "lower": "v", "lift-off": "*"}
 _THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#d4d8dd", "map": (0.0, 0.86)},
@@ -66,7 +64,8 @@ def curve(
 ) -> Picture | None:
     """One curve of every arm: thin lines for the seeds, a thick one for their mean.
 
-    The mean is drawn over the stretch that all seeds of an arm cover, interpolated linearly.
+    The mean is drawn over the stretch that all finished seeds of an arm cover, interpolated
+    linearly. A diverged run ends with a cross.
 
     Args:
         arms: runs with curves, by arm.
@@ -75,31 +74,36 @@ def curve(
         y: a column of the curves.
         label: what to call ``y``.
     """
-    lines = {
-        arm: kept
-        for arm, runs in arms.items()
-        if (kept := [p for r in runs if (p := _line(r, x, y))])
-    }
+    lines: dict[str, list[tuple[Array, Array, bool]]] = {}
+    for arm, runs in arms.items():
+        if kept := [(*pair, r.status == "done") for r in runs if (pair := _line(r, x, y))]:
+            lines[arm] = kept
     if not lines:
         return None
 
     def draw(figure: Figure, theme: dict[str, Any]) -> None:
         axes: Axes = figure.subplots()
-        for arm, seeds in lines.items():
-            k = list(colours).index(arm)
+        for arm in sorted(lines, key=lambda arm: not arm.endswith("/fixed")):
             style: dict[str, Any] = {
-                "color": _ARM_COLOURS[k % len(_ARM_COLOURS)],
-                "linestyle": _DASHES[k // len(_ARM_COLOURS) % len(_DASHES)],
+                "color": _ARM_COLOURS[list(colours).index(arm) % len(_ARM_COLOURS)],
+                # Arms that come out the same show as a line in two colours.
+                "linestyle": "-" if arm.endswith("/fixed") else (0, (4, 2)),
             }
-            dot = "o" if max(len(s[0]) for s in seeds) == 1 else ""
-            for at, value in seeds:
+            for at, value, done in lines[arm]:
+                dot = "o" if at.size == 1 else ""
                 axes.plot(at, value, linewidth=0.7, alpha=0.4, marker=dot, **style)
-            grid, mean = _mean_line(seeds)
-            axes.plot(grid, mean, linewidth=2.2, marker=dot, label=f"{arm} ({len(seeds)})", **style)
+                if not done:
+                    axes.plot(at[-1], value[-1], "x", color=style["color"])
+            whole = [(at, value) for at, value, done in lines[arm] if done]
+            grid, mean = _mean_line(whole) if whole else (np.array([]), np.array([]))
+            dot = "o" if grid.size == 1 else ""
+            axes.plot(grid, mean, linewidth=2.2, marker=dot, label=f"{arm} ({len(whole)})", **style)
         axes.set_xlabel("optimizer step" if x == "step" else "seconds since the start")
         axes.set_ylabel(label)
-        if "loss" in y and all((v > 0).all() for seeds in lines.values() for _, v in seeds):
+        if "loss" in y and all((v > 0).all() for seeds in lines.values() for _, v, _ in seeds):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+            axes.yaxis.set_minor_formatter(FuncFormatter(_plain))
         axes.grid(color=theme["faint"], linewidth=0.6)
         _legend(figure, axes, columns=2)
 
@@ -108,8 +112,8 @@ def curve(
         draw,
         (5.0, 3.6),
         alt=f"{label} by {by} for {', '.join(lines)}.",
-        caption=f"{label[:1].upper()}{label[1:]} by {by}. Thick: mean of the seeds (how many, in "
-        "brackets); thin: each seed.",
+        caption=f"{label[:1].upper()}{label[1:]} by {by}. Thin: each seed; thick: mean of the "
+        "finished ones (how many, in brackets); dashed: with a controller; cross: diverged.",
     )
 
 
@@ -136,7 +140,8 @@ def stage_lines(
     def draw(figure: Figure, theme: dict[str, Any]) -> None:
         axes: Axes = figure.subplots()
         held = name in ("effective", "scale", "rate")  # in force until the next probe
-        shades = mpl.colormaps["viridis"](np.linspace(*theme["map"], len(series)))
+        low, high = theme["map"]
+        shades = mpl.colormaps["viridis"](np.linspace(low, high, len(series)))
         for colour, (stage, values) in zip(shades, series.items(), strict=True):
             axes.plot(
                 steps,
@@ -205,6 +210,9 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
                 axes.axhline(TAU, color="#ff5d5d", linewidth=1.1, linestyle="--")
                 axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
             row[0].set_yscale("log")
+            row[0].yaxis.set_major_locator(FixedLocator([0.01, 0.1, 1]))
+            row[0].yaxis.set_major_formatter(FuncFormatter(_plain))
+            row[0].yaxis.set_minor_locator(NullLocator())
             row[0].set_ylabel(f"{run.arm}\n|a| / rms0")
         for axes, stage in zip(grid[0], stages, strict=True):
             axes.set_title(stage, color=theme["ink"])
@@ -258,6 +266,11 @@ def _between(steps: npt.NDArray[np.int64]) -> Array:
     return np.array([2 * at[0] - middle[0], *middle, 2 * at[-1] - middle[-1]])
 
 
+def _plain(value: float, position: int | None = None) -> str:
+    """Ticks of a log axis: 1, 2 and 5 of a decade, as people write them."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+
+
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
@@ -271,7 +284,7 @@ def _render(
         ink = dict.fromkeys(
             ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme["ink"]
         )
-        style: dict[str, Any] = {
+        style: dict[Any, Any] = {
             **ink,
             "axes.edgecolor": theme["ink"],
             "axes.facecolor": theme["paper"],
@@ -280,15 +293,15 @@ def _render(
             "axes.spines.right": False,
             "font.size": 9.0,
         }
-        # The defaults, and not the user's matplotlibrc: the same bytes on every desk.
-        with mpl.rc_context({**mpl.rcParamsDefault, **style}):
+        drawn = io.BytesIO()
+        with mpl.rc_context():
+            mpl.rcdefaults()  # not the user's matplotlibrc: the same bytes on every desk
+            mpl.rcParams.update(style)
             figure = Figure(figsize=size, dpi=144, layout="constrained")
             draw(figure, theme)
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())
+            figure.savefig(drawn, format="png", pil_kwargs={"compress_level": 1})
         # 128 colours are enough for lines and one colour map, and a third of the bytes.
-        image = Image.fromarray(pixels).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
         file = io.BytesIO()
         image.save(file, "PNG", optimize=True)
         data = base64.b64encode(file.getvalue()).decode("ascii")

@@ -145,16 +145,19 @@ def _with_config(run: Run, path: Path) -> Run:
         raise _BrokenError(f"config.yaml: {_one_line(error)}") from error
     if not isinstance(config, dict):
         raise _BrokenError(f"config.yaml: expected a mapping, got {type(config).__name__}")
-    profile, controller, optimizer = (
-        group.get("name", "") if isinstance(group := config.get(key), dict) else ""
+    groups = {
+        key: group if isinstance(group := config.get(key), dict) else {}
         for key in ("profile", "controller", "optimizer")
-    )
+    }
+    profile, controller = groups["profile"].get("name"), groups["controller"].get("name")
+    if controller == "density":  # the trainer names this arm by what the controller does
+        controller = groups["controller"].get("mode")
     seed = config.get("seed")
     return replace(
         run,
         config=config,
         arm=f"{profile}/{controller}" if profile and controller else "",
-        optimizer=str(optimizer),
+        optimizer=str(groups["optimizer"].get("name") or ""),
         seed=_count(seed),
     )
 

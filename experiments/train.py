@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def run(raw: DictConfig) -> dict[str, Any]:
+def run(raw: DictConfig, command: str = "") -> dict[str, Any]:
     """Execute a run, or find it done: a finished run of the same config is not run again.
 
     Raises:
@@ -157,9 +157,7 @@ def run(raw: DictConfig) -> dict[str, Any]:
     done.unlink(missing_ok=True)
     write(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     record = {"arm": arm_name(config), "optimizer": config.optimizer.name, "seed": config.seed}
-    overrides = " ".join(HydraConfig.get().overrides.task)
-    record |= {"command": f"python -m experiments.train {overrides}".strip()}
-    record |= {"versions": versions()}
+    record |= {"command": command, "versions": versions()}
     try:
         record |= execute(config, folder)
     except (ValueError, FileNotFoundError):
@@ -188,7 +186,8 @@ register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(raw: DictConfig) -> None:
     try:
-        run(raw)
+        overrides = HydraConfig.get().overrides.task
+        run(raw, " ".join(["python -m experiments.train", *overrides]))
     except (ValueError, FileNotFoundError) as error:
         # One clear line instead of Hydra's traceback: these are the user's to mend.
         print(f"error: {error}", file=sys.stderr)

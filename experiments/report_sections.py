@@ -1,0 +1,180 @@
+"""What the report says and shows of one optimizer, ready for the template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.comparison import Bench, Contrast, Effect
+from experiments.declaration import LABELS, discrepancies
+from experiments.report_figures import Picture, curve, heatmaps, stage_lines
+from experiments.results import Run
+from experiments.stats import signed
+
+__all__ = ["gap_sentence", "reading", "same_sentence", "section"]
+
+_CURVES = (("accuracy", "test accuracy"), ("test_loss", "test loss"), ("train_loss", "train loss"))
+
+
+def section(bench: Bench, arms: Sequence[str]) -> dict[str, Any]:
+    """Everything the template shows of one optimizer.
+
+    Args:
+        bench: its runs.
+        arms: all arms of the report, in the order of their colours.
+    """
+    contrasts = bench.contrasts()
+    primary = bench.study.primary
+    seeds = [
+        {
+            "seed": seed,
+            "values": [(arm, bench.value(arm, seed, primary)) for arm in bench.arms],
+            "difference": _difference(bench, contrasts, seed),
+            "start": bench.same_start(seed),
+        }
+        for seed in bench.seeds
+    ]
+    by_arm = {a: [r for r in bench.runs if r.arm == a and r.counts] for a in bench.arms}
+    curves = [
+        picture
+        for y, label in _CURVES
+        for x in ("step", "seconds")
+        if (picture := curve(by_arm, arms, x, y, label))
+    ]
+    watched = _controlled(bench, contrasts)
+    seed = watched.seed if watched else next(iter(bench.seeds), None)
+    return {
+        "bench": bench,
+        "contrasts": contrasts,
+        "seeds": seeds,
+        "curves": curves,
+        "watched": watched,
+        "stages": _stage_pictures(watched) if watched else [],
+        "diagnoses": [
+            (arm, diagnosis)
+            for arm in bench.arms
+            if seed is not None and (run := bench.table.get((arm, seed)))
+            for diagnosis in run.diagnoses
+        ],
+        "diagnosed_seed": seed,
+        "heatmap": _heatmap(bench, contrasts),
+        "cost": _cost(bench),
+        "discrepancies": discrepancies(list(bench.table.values())),
+    }
+
+
+def _controlled(bench: Bench, contrasts: Sequence[Contrast]) -> Run | None:
+    """The run whose rates are shown: the first seed of the main treated arm."""
+    for contrast in contrasts:
+        for seed in bench.seeds:
+            run = bench.table.get((contrast.treated, seed))
+            if run is not None and run.history is not None and len(run.history):
+                return run
+    return None
+
+
+def _stage_pictures(run: Run) -> list[Picture]:
+    wanted = (
+        ("effective", "learning rate in force", True, None),
+        ("scale", "factor on the user's rate", True, None),
+        ("near_zero", "near-zero share of the outputs", False, None),
+        ("displacement", "displacement |ln(z / z untrained)|", False, 0.1),
+    )
+    return [picture for w in wanted if (picture := stage_lines(run, *w))]
+
+
+def _heatmap(bench: Bench, contrasts: Sequence[Contrast]) -> Picture | None:
+    first = contrasts[0] if contrasts else None
+    names = (first.baseline, first.treated) if first else ()
+    arms = [a for a in dict.fromkeys((*names, bench.study.reference)) if a in bench.arms]
+
+    def seen(seed: int) -> list[Run]:
+        runs = [run for arm in arms if (run := bench.table.get((arm, seed)))]
+        return [run for run in runs if run.history is not None and len(run.history)]
+
+    best = max(bench.seeds, key=lambda seed: len(seen(seed)), default=None)  # the first of equals
+    return heatmaps(seen(best)) if best is not None else None
+
+
+def _cost(bench: Bench) -> list[dict[str, Any]]:
+    rows = []
+    for arm in bench.arms:
+        seconds = {
+            seed: run.train_seconds
+            for seed in bench.seeds
+            if (run := bench.table.get((arm, seed))) and math.isfinite(run.train_seconds)
+        }
+        fixed = arm.split("/")[0] + "/fixed"
+        ratios = [
+            seconds[seed] / run.train_seconds
+            for seed in seconds
+            if (run := bench.table.get((fixed, seed))) and run.train_seconds > 0
+        ]
+        values = list(seconds.values())
+        rows.append(
+            {
+                "arm": arm,
+                "n": len(values),
+                "mean": sum(values) / len(values) if values else None,
+                "least": min(values, default=None),
+                "most": max(values, default=None),
+                "fixed": fixed if arm != fixed and ratios else None,
+                "ratio": math.exp(sum(map(math.log, ratios)) / len(ratios))
+                if ratios and min(ratios) > 0
+                else None,
+            }
+        )
+    return rows
+
+
+def _difference(bench: Bench, contrasts: Sequence[Contrast], seed: int) -> float | None:
+    if not contrasts:
+        return None
+    arms = (contrasts[0].treated, contrasts[0].baseline)
+    treated, baseline = (bench.value(arm, seed, bench.study.primary) for arm in arms)
+    return None if treated is None or baseline is None else treated - baseline
+
+
+def gap_sentence(contrast: Contrast, bench: Bench) -> str:
+    """How much of the way from the baseline to the reference the treated arm went."""
+    gap, metric = contrast.gap, LABELS[bench.study.primary]
+    between = f"the gap in {metric} between {contrast.baseline} and {bench.study.reference}"
+    if gap is None or gap.n == 0:
+        return f"No seed has all three arms, so nothing can be said about {between}."
+    if math.isnan(gap.fraction):
+        return f"There is no share to give of {between}: it is 0 (n = {gap.n})."
+    share = f"{contrast.treated} closed {signed(gap.fraction, 2).lstrip('+')} of {between}"
+    if gap.n == 1:
+        return f"{share} (n = 1 seed, no interval)."
+    if not gap.bounded:
+        return (
+            f"Nothing firm can be said about {between}: over {gap.n} seeds it is not "
+            f"distinguishable from 0 itself, so a share of it ({gap.fraction:.2f} by the means) "
+            "has no bounded interval."
+        )
+    low, high = (signed(v or 0.0, 2).lstrip("+") for v in (gap.low, gap.high))
+    return f"{share} (1 is all of it; 95 % Fieller interval {low} to {high}, n = {gap.n} seeds)."
+
+
+def same_sentence(contrast: Contrast) -> str:
+    """Whether the controller left training alone where nothing was wrong."""
+    pair = f"{contrast.treated} and {contrast.baseline}"
+    if contrast.compared == 0:
+        return f"Whether {pair} end with the same weights is unknown: no seed has both hashes."
+    seeds = "seed" if contrast.compared == 1 else "seeds"
+    return (
+        f"Final weights of {pair} are identical bit for bit in {contrast.same} of "
+        f"{contrast.compared} {seeds}."
+    )
+
+
+def reading(effect: Effect, higher: Sequence[str]) -> str:
+    """An effect in a few words."""
+    if effect.difference.n < 2:
+        return "no pair" if effect.difference.n == 0 else "one pair, no interval"
+    if effect.difference.low == effect.difference.high == 0:
+        return "equal in every seed"
+    if not effect.difference.distinguishable:
+        return "not distinguishable"
+    return "better" if (effect.difference.effect > 0) == (effect.metric in higher) else "worse"
