@@ -26,6 +26,9 @@ __all__ = ["DensityLR"]
 _log = logging.getLogger("densitylr")
 _STATE_KEY = "densitylr"
 
+EARLY = 20
+"""Steps with probes twice as often: what a starved stage loses here it does not get back."""
+
 
 class DensityLR(Optimizer):
     """Let the activation density of each stage of a model run its learning rate.
@@ -43,7 +46,8 @@ class DensityLR(Optimizer):
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
             alive, up to the same cap. ``"free"`` does so without a cap.
         stages: the user's own stages, as in `find_stages`.
-        every: optimizer steps from one probe to the next.
+        every: optimizer steps from one probe to the next; half of that (rounded down) during
+            the first 20 steps.
         policy: another `Policy` than ``LiftOff(mode)``; ``mode`` is then only a name.
         pretrained: whether the weights are pretrained; a pretrained stage keeps its rate.
             None: decided for each stage by a test of its weights.
@@ -94,7 +98,7 @@ class DensityLR(Optimizer):
         self.policy: Policy = policy if policy is not None else law
         self._owners = _owners(optimizer, self.stages)
         self._steps = 0
-        self._pretrained = _pretrained_stages(self.stages, pretrained)
+        self._pretrained = _pretrained_stages(model, self.stages, pretrained)
         rates, ceiling = self._rates()
         free = [name for name in self.stages if name not in self._pretrained]
         self._law: LawState = self.policy.init(free)
@@ -122,7 +126,7 @@ class DensityLR(Optimizer):
     @property
     def scales(self) -> dict[str, float]:
         """The factor now in force on the user's learning rate of each stage."""
-        chosen = {} if self.observe_only else self._law.scales
+        chosen = {} if self.observe_only or not self._handles else self._law.scales
         return {name: chosen.get(name, 1.0) for name in self.stages}
 
     @property
@@ -172,8 +176,12 @@ class DensityLR(Optimizer):
     def _after_step(self) -> None:
         self._scaling.restore()
         self._steps += 1
-        if self._steps % self.every == 0 and not self._monitor.closed:
+        if self._due() and not self._monitor.closed:
             self._monitor.arm()
+
+    def _due(self) -> bool:
+        early = self._steps < EARLY and self._steps % max(1, self.every // 2) == 0
+        return early or self._steps % self.every == 0
 
     def _probe(self) -> None:
         reading = self._monitor.collect(self._steps)
@@ -247,6 +255,12 @@ class DensityLR(Optimizer):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a DensityLR is tied to its model by hooks, so it can be neither copied nor pickled: "
+            "save state_dict(), and make a new one for another model"
+        )
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
 
@@ -305,6 +319,10 @@ class DensityLR(Optimizer):
             self._steps = ours["steps"]
             self._law = LawState.from_dict(ours["law"])
             self.history.load_state_dict(ours["history"])
+            for name, stage in self._law.stages.items():
+                if stage.lifted:
+                    self._monitor.let_twin_go(name)
+            self._monitor.armed = self._due() and not self._monitor.closed
 
 
 class _StepHook:
@@ -324,7 +342,8 @@ def _check_optimizer(optimizer: Optimizer) -> None:
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
-    if isinstance(optimizer, DensityLR) or "_densitylr" in vars(optimizer):
+    wrapper = vars(optimizer).get("_densitylr")
+    if isinstance(optimizer, DensityLR) or (wrapper is not None and wrapper() is not None):
         raise ValueError(f"this {type(optimizer).__name__} has a DensityLR already")
     name = type(optimizer).__name__
     if name.startswith(("Prodigy", "DAdapt")):
@@ -361,9 +380,11 @@ def _owners(optimizer: Optimizer, stages: Mapping[str, Stage]) -> list[list[str 
     return owners
 
 
-def _pretrained_stages(stages: Mapping[str, Stage], pretrained: bool | None) -> dict[str, str]:
+def _pretrained_stages(
+    model: nn.Module, stages: Mapping[str, Stage], pretrained: bool | None
+) -> dict[str, str]:
     """The stages to leave alone, with the reason."""
     if pretrained is not None:
         return dict.fromkeys(stages, "pretrained=True") if pretrained else {}
-    checks = {name: check_untrained(stage) for name, stage in stages.items()}
+    checks = {name: check_untrained(stage, model) for name, stage in stages.items()}
     return {name: check.reason for name, check in checks.items() if not check.untrained}

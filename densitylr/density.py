@@ -66,8 +66,8 @@ def rms(a: Tensor) -> Tensor:
     """Root mean square of the finite elements, 0-dim float32; 0 for an empty tensor."""
     values = a.detach().float()
     finite = torch.isfinite(values)
-    total = torch.where(finite, values, 0).square().sum()
-    return (total / finite.sum().clamp(min=1)).sqrt()
+    total = torch.where(finite, values, 0).to(row_dtype(a.device)).square().sum()
+    return (total / finite.sum().clamp(min=1)).sqrt().float()
 
 
 def measure(a: Tensor, rms0: Tensor, out: Tensor) -> None:
@@ -75,7 +75,7 @@ def measure(a: Tensor, rms0: Tensor, out: Tensor) -> None:
 
     Args:
         a: the sampled outputs of a tap, any shape, stride and floating dtype; half precision
-            is computed in float32.
+            is compared in float32. Moments are sums in `row_dtype`.
         rms0: the untrained RMS, 0-dim float32.
         out: ``[len(COLUMNS) + BINS]``, overwritten except for the two reference columns.
     """
@@ -83,7 +83,7 @@ def measure(a: Tensor, rms0: Tensor, out: Tensor) -> None:
     finite = torch.isfinite(values)
     count = finite.sum()
     magnitude = torch.where(finite, values.abs(), torch.inf)
-    values = torch.where(finite, values, 0)
+    values = torch.where(finite, values, 0).to(out.dtype)
     n = count.clamp(min=1)
     mean = values.sum() / n
     variance = torch.where(finite, values - mean, 0).square().sum() / n

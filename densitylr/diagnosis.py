@@ -17,7 +17,7 @@ COLLAPSED = 0.6
 STILL = 0.03
 """Displacement below which a stage has not moved; first-probe noise at batch 64 is 0.02."""
 
-STILL_PROBES = 9
+STILL_STEPS = 40
 
 
 def diagnose(
@@ -89,19 +89,20 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
 
 
 def _all_still(history: History) -> bool:
-    """No stage with a rate has moved in the first probes or since, and nothing was decided."""
-    if history.decisions or len(history) < STILL_PROBES:
+    """No stage with a rate has ever moved, over enough steps, and nothing was decided."""
+    if history.decisions or history.steps[-1] < STILL_STEPS:
         return False
     trained = [s for s in history.stages if history.series(s, "rate")[-1] > 0]
     moved = [history.series(s, "displacement") for s in trained]
-    return bool(moved) and all(np.nanmax(m, initial=0.0) < STILL for m in moved)
+    read = bool(moved) and all(np.isfinite(m).any() for m in moved)
+    return read and all(np.nanmax(m) < STILL for m in moved)
 
 
 def _still(history: History, stage: str) -> Diagnosis | None:
     rate = history.series(stage, "rate")[-1]
     if not rate > 0:
         return None
-    moved = np.nanmax(history.series(stage, "displacement"), initial=0.0)
+    moved = np.nanmax(history.series(stage, "displacement"))
     return Diagnosis(
         stage,
         "starved",

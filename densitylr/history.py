@@ -214,11 +214,11 @@ class History:
 
     def _thin(self) -> None:
         decided = {d.step for d in self.decisions}
-        early = self.budget // 8
+        early, last = self.budget // 8, len(self) - 1
         keep = [
             i
             for i, reading in enumerate(self.readings)
-            if i < early or (i - early) % 2 == 0 or reading.step in decided
+            if i < early or (last - i) % 2 == 0 or reading.step in decided
         ]
         if len(keep) == len(self.readings):  # every reading decided something: keep the newest
             keep = keep[:early] + keep[early - self.budget :]

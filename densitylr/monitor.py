@@ -55,7 +55,7 @@ class _Tap:
     def let_twin_go(self) -> None:
         if self.twin is not None:
             self.twin = None
-            self.estimator = "last-twin"
+            self.estimator = "first-probe" if self.reference is None else "last-twin"
 
 
 class _TapHook:

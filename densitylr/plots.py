@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib import colormaps
@@ -28,7 +28,9 @@ from densitylr.history import History
 __all__ = ["density_heatmap", "density_heatmaps", "near_zero", "overview", "rates"]
 
 _MARKERS = {"raise": "^", "lower": "v", "lift-off": "o"}
-_STYLES = ("-", "--", "-.", ":")
+# No dotted line: that is the untrained reference.
+_STYLES = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
+_DOTTED = (0, (1, 2))
 _STEP = "optimizer step"
 _MAGNITUDE = "|a| / untrained RMS"
 _COUNT = "outputs in a bin (log scale)"
@@ -63,6 +65,7 @@ def density_heatmap(history: History, stage: str) -> Figure:
     mesh = _draw_heatmap(axes, history, stage, _norm(history, [stage]))
     axes.set(xlabel=_STEP, ylabel=_MAGNITUDE)
     figure.colorbar(mesh, ax=axes, label=_COUNT)
+    _line_key(figure, history, [stage])
     return figure
 
 
@@ -83,8 +86,9 @@ def density_heatmaps(history: History, stages: Sequence[str] | None = None) -> F
     _check(history)
     names = _names(history, stages)
     rows, columns = _grid(len(names))
-    figure = Figure(figsize=(1.2 + 3.0 * columns, 0.4 + 2.4 * rows), layout="constrained")
+    figure = Figure(figsize=(1.8 + 3.0 * columns, 1.0 + 2.3 * rows), layout="constrained")
     _draw_grid(figure, history, names)
+    _line_key(figure, history, names)
     return figure
 
 
@@ -108,7 +112,7 @@ def near_zero(history: History) -> Figure:
     axes = figure.subplots()
     _draw_near_zero(axes, history)
     axes.set_xlabel(_STEP)
-    _legend(axes, history, dotted=True)
+    _legend(figure, history, dotted=True)
     return figure
 
 
@@ -134,7 +138,7 @@ def rates(history: History) -> Figure:
     _draw_rates(upper, history)
     _draw_scales(lower, history)
     lower.set_xlabel(_STEP)
-    _legend(upper, history, dotted=False)
+    _legend(figure, history, dotted=False)
     return figure
 
 
@@ -155,7 +159,7 @@ def overview(history: History) -> Figure:
     rows, columns = _grid(len(names))
     upper = 0.4 + 2.2 * rows
     figure = Figure(figsize=(max(12.0, 1.2 + 3.0 * columns), upper + 4.4), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[upper, 4.4])
+    above, below = cast("Any", figure.subfigures(2, 1, height_ratios=[upper, 4.4]))
     _draw_grid(above, history, names)
     left, middle, right = below.subplots(1, 3, sharex=True)
     _draw_near_zero(left, history)
@@ -167,7 +171,7 @@ def overview(history: History) -> Figure:
     below.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(8, len(handles)),
+        ncols=math.ceil(len(handles) / math.ceil(len(handles) / 9)),
         fontsize="small",
         frameon=False,
     )
@@ -189,7 +193,17 @@ def _draw_grid(figure: Any, history: History, names: Sequence[str]) -> None:
             axes.tick_params(labelbottom=True)
     label = _MAGNITUDE if rows == 1 else f"activation magnitude, {_MAGNITUDE}"
     figure.supylabel(label, fontsize="medium")
-    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_COUNT)
+    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_COUNT, aspect=12 * rows)
+
+
+def _line_key(figure: Figure, history: History, names: Sequence[str]) -> None:
+    """Say below a heat map what its lines are."""
+    handles = [Line2D([], [], color="black", linestyle="--", label=f"near zero, {TAU:g}")]
+    if any(d.stage in names for d in history.decisions):
+        handles.append(Line2D([], [], color=_DECISION_COLOUR, linewidth=0.8, label="decision"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False
+    )
 
 
 def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> QuadMesh:
@@ -213,7 +227,7 @@ def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> Qu
         if decision.stage == stage and first <= decision.step <= last:
             axes.axvline(decision.step, color=_DECISION_COLOUR, linewidth=0.8, alpha=0.8)
     axes.set_title(stage, fontsize="medium")
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _step_ticks(axes, history, 4)
     return mesh
 
 
@@ -225,14 +239,15 @@ def _draw_near_zero(axes: Axes, history: History) -> None:
             history.steps,
             history.series(stage, "untrained"),
             color=look["color"],
-            linestyle=(0, (1, 2)),
+            linestyle=_DOTTED,
             linewidth=1.0,
+            marker="_" if len(history) == 1 else "",
             label="_nolegend_",
         )
         _mark(axes, history, stage, values, look["color"], ("lift-off",))
-    axes.set(ylabel=f"near-zero density, share of |a| ≤ {TAU:g} untrained RMS")
+    axes.set(ylabel=f"near-zero density\n(share of |a| ≤ {TAU:g} untrained RMS)")
     axes.set_ylim(bottom=0)
-    _tidy(axes)
+    _tidy(axes, history)
 
 
 def _draw_rates(axes: Axes, history: History) -> None:
@@ -249,7 +264,7 @@ def _draw_rates(axes: Axes, history: History) -> None:
         axes.text(0.5, 0.5, "no rates were recorded", transform=axes.transAxes, ha="center")
         axes.yaxis.set_major_locator(NullLocator())
     axes.set(ylabel="effective learning rate")
-    _tidy(axes)
+    _tidy(axes, history)
 
 
 def _draw_scales(axes: Axes, history: History) -> None:
@@ -266,7 +281,7 @@ def _draw_scales(axes: Axes, history: History) -> None:
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.set(ylabel="scale, factor on the user's rate")
-    _tidy(axes)
+    _tidy(axes, history)
 
 
 def _scale(history: History, stage: str) -> np.ndarray:
@@ -303,18 +318,24 @@ def _mark(
             )
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: Axes, history: History) -> None:
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _step_ticks(axes, history, 6)
 
 
-def _legend(axes: Axes, history: History, dotted: bool) -> None:
+def _step_ticks(axes: Axes, history: History, most: int) -> None:
+    """Whole steps only; a lone reading has one tick."""
+    lone = len(history) == 1
+    locator = FixedLocator([history.steps[0]]) if lone else MaxNLocator(most, integer=True)
+    axes.xaxis.set_major_locator(locator)
+
+
+def _legend(figure: Figure, history: History, dotted: bool) -> None:
     """Beside the axes, where it covers nothing however many stages there are."""
-    axes.legend(
+    figure.legend(
         handles=_handles(history, dotted),
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
+        loc="outside right upper",
         fontsize="small",
         frameon=False,
     )
@@ -324,7 +345,7 @@ def _handles(history: History, dotted: bool) -> list[Line2D]:
     handles = [Line2D([], [], label=stage, **look) for stage, look in _looks(history).items()]
     if dotted:
         handles.append(
-            Line2D([], [], color="gray", linestyle=(0, (1, 2)), linewidth=1.0, label="untrained")
+            Line2D([], [], color="gray", linestyle=_DOTTED, linewidth=1.0, label="untrained")
         )
     words = {"raise": "raised", "lower": "lowered", "lift-off": "lift-off"}
     for kind in _MARKERS:

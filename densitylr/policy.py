@@ -31,7 +31,7 @@ class StageState:
     Attributes:
         scale: our factor on the user's rate.
         lifted: the law is done with the stage.
-        probes: readings since the first one.
+        first: step of the first reading; None before it.
         step: step of the last reading.
         rate: effective rate since then.
         spent: sum of the effective rates of all steps up to the last reading.
@@ -39,7 +39,7 @@ class StageState:
 
     scale: float
     lifted: bool = False
-    probes: int = -1
+    first: int | None = None
     step: int = 0
     rate: float = 0.0
     spent: float = 0.0
@@ -90,7 +90,7 @@ class LiftOff:
     ``D`` is a stage's displacement, ``|ln(near-zero density / untrained density)|``.
 
     ``repair`` raises the scale at every probe where ``D`` is less than
-    ``expected = delta * min(1, probes / patience)``, from 1 up to the largest rate the user gave
+    ``expected = delta * min(1, steps / patience)``, from 1 up to the largest rate the user gave
     to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, kept within
     ``growth`` … ``leap``. With one flat rate it never acts.
 
@@ -105,7 +105,7 @@ class LiftOff:
     Args:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
         delta: displacement at which a stage has lifted off.
-        patience: probes within which a healthy stage lifts off.
+        patience: steps within which a healthy stage lifts off.
         growth: smallest raise of ``repair``, largest of a rate that was solved for.
         start: initial scale of the search modes.
         speed: displacement wanted per step by the search modes.
@@ -119,7 +119,7 @@ class LiftOff:
 
     mode: str = "repair"
     delta: float = 0.1
-    patience: int = 4
+    patience: int = 20
     growth: float = 4.0
     start: float = 1e-4
     speed: float = 0.01
@@ -151,8 +151,9 @@ class LiftOff:
         for name, old in state.stages.items():
             own = rates.get(name, 0.0)
             spent = old.spent + old.rate * (reading.step - old.step)
+            first = reading.step if old.first is None else old.first
             new = dataclasses.replace(
-                old, probes=old.probes + 1, step=reading.step, rate=own * old.scale, spent=spent
+                old, first=first, step=reading.step, rate=own * old.scale, spent=spent
             )
             seen = reading.stages[name]
             if own > 0 and math.isfinite(seen.displacement) and not old.lifted:
@@ -168,13 +169,14 @@ class LiftOff:
         moved = seen.displacement
         cap = math.inf if self.mode == "free" else ceiling / own
         lifted = moved >= self.delta
-        expected = self.delta * min(1.0, stage.probes / self.patience)
+        steps = stage.step - (stage.first or 0)
+        expected = self.delta * min(1.0, steps / self.patience)
         if self.mode == "repair":
             factor = 1.0
             if moved < expected and not lifted:
                 factor = max(self.growth, min(self.leap, expected / max(moved, 1e-9)))
             want = f"expected to have moved {expected:.1%}"
-        elif stage.probes == 0:
+        elif steps == 0:
             return stage, None  # nothing has been spent yet
         elif moved < max(self.visible, 2 / math.sqrt(max(1.0, seen.count * seen.untrained))):
             factor = 1.0 if lifted else min(self.leap, self.delta / max(moved, 1e-9))

@@ -31,6 +31,8 @@ _WEIGHT_LAYERS = (
     nn.EmbeddingBag,
     nn.MultiheadAttention,
 )
+# Their parameters may have two dimensions or more, but their outputs are no density to watch.
+_NOT_WEIGHT_LAYERS = (nn.LayerNorm, nn.RMSNorm, nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Stage:
 
     Attributes:
         name: the stage's name, unique in the model.
-        modules: qualified names of the modules it is made of, outermost first. Empty for a
-            stage that a user's pattern built from single parameters.
+        modules: qualified names of the modules and single parameters it is made of, as they
+            were claimed.
         taps: its weight layers by qualified name, in registration order; never empty.
         parameters: its parameters by qualified name, frozen ones included.
     """
@@ -125,7 +127,8 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
         own = module.parameters(recurse=False)
         children = any(True for child in module.children() for _ in child.parameters())
         leaf = not children and any(p.ndim >= 2 for p in own)
-        if isinstance(module, _WEIGHT_LAYERS) or (leaf and name):
+        leaf = leaf and bool(name) and not isinstance(module, _NOT_WEIGHT_LAYERS)
+        if isinstance(module, _WEIGHT_LAYERS) or leaf:
             found[name] = module
     return found
 
@@ -213,7 +216,8 @@ def _build(
     parameters: dict[str, dict[str, nn.Parameter]] = {stage: {} for stage in claims}
     taps: dict[str, dict[str, nn.Module]] = {stage: {} for stage in claims}
     for name, module in layers.items():
-        owner = _owner(name, claims)
+        first = next(n for n, _ in module.named_parameters())
+        owner = _owner(_join(name, first), claims)  # a layer is where its weight is
         if owner is not None:
             taps[owner][name] = module
     homeless = []

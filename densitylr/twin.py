@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 __all__ = ["BUDGET", "CHANNELS", "Sampler", "first_tensor", "make_twin"]
 
@@ -66,8 +67,7 @@ class Sampler:
 
     def batched(self, x: Tensor) -> Tensor:
         """``x`` with its batch dimension, put back where a single example was given."""
-        missing = x.ndim == (self.spatial + 1 if self.spatial else 1)
-        return x.unsqueeze(0) if missing else x
+        return x.unsqueeze(0) if x.ndim <= self.spatial + 1 else x
 
     def __call__(self, output: Tensor) -> Tensor:
         """The sampled part of ``output``, a view."""
@@ -112,12 +112,13 @@ class _CopiedTwin:
     """Twin of a layer that is called whole: recurrent, attention, transposed convolution."""
 
     def __init__(self, layer: nn.Module, sampler: Sampler) -> None:
-        self.copy = copy.deepcopy(layer).requires_grad_(False)
-        for hooks in (self.copy._forward_hooks, self.copy._forward_pre_hooks):
-            hooks.clear()
-        self.sampler = sampler
+        self.layer, self.sampler = layer, sampler
+        self.copy = copy.deepcopy(layer).requires_grad_(False).train()
+        self.copy._forward_hooks.clear()
 
     def __call__(self, args: Args, kwargs: Kwargs, row_stride: int) -> Tensor | None:
+        now = next(self.layer.parameters())
+        self.copy.to(now.device, now.dtype)
         output = first_tensor(self.copy(*args, **kwargs))
         return None if output is None else self.sampler(output)
 
@@ -126,9 +127,12 @@ def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:
     """A frozen copy of ``layer`` as it is now, or None where a copy cannot be called cheaply.
 
     A layer with dropout of its own has none: calling it would use up random numbers, and
-    training would no longer be what it is without us.
+    training would no longer be what it is without us. Nor has a parametrised one: reading the
+    weight of a spectral norm is a step of its power iteration.
     """
     forward = type(layer).forward
+    if parametrize.is_parametrized(layer):
+        return None
     if isinstance(layer, nn.Linear) and forward is nn.Linear.forward:
         return _SampledTwin(layer, sampler)
     if isinstance(layer, nn.Embedding) and forward is nn.Embedding.forward:
@@ -137,6 +141,7 @@ def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:
     if isinstance(layer, plain) and any(forward is kind.forward for kind in plain):
         return _SampledTwin(layer, sampler)
     whole = (nn.RNNBase, nn.MultiheadAttention, nn.modules.conv._ConvTransposeNd)
-    if isinstance(layer, whole) and not getattr(layer, "dropout", 0):
+    hooked = bool(layer._forward_pre_hooks)  # they may hold the weights (weight norm)
+    if isinstance(layer, whole) and not hooked and not getattr(layer, "dropout", 0):
         return _CopiedTwin(layer, sampler)
     return None

@@ -151,7 +151,7 @@ class UpdateRatio:
                 decisions.append(
                     Decision(reading.step, name, "raise", old.scale, scale, before, after, reason)
                 )
-            stages[name] = StageState(scale, probes=old.probes + 1, step=reading.step)
+            stages[name] = StageState(scale, step=reading.step)
         self.before = now
         return LawState(stages), decisions
 

@@ -66,9 +66,10 @@ def section(bench: Bench, arms: Sequence[str]) -> dict[str, Any]:
 
 def _controlled(bench: Bench, contrasts: Sequence[Contrast]) -> Run | None:
     """The run whose rates are shown: the first seed of the main treated arm."""
-    for contrast in contrasts:
+    controlled = [arm for arm in bench.arms if not arm.endswith("/fixed")]
+    for arm in dict.fromkeys([*(contrast.treated for contrast in contrasts), *controlled]):
         for seed in bench.seeds:
-            run = bench.table.get((contrast.treated, seed))
+            run = bench.table.get((arm, seed))
             if run is not None and run.history is not None and len(run.history):
                 return run
     return None
@@ -86,7 +87,7 @@ def _stage_pictures(run: Run) -> list[Picture]:
 
 def _heatmap(bench: Bench, contrasts: Sequence[Contrast]) -> Picture | None:
     first = contrasts[0] if contrasts else None
-    names = (first.baseline, first.treated) if first else ()
+    names = (first.baseline, first.treated) if first else bench.arms[:2]
     arms = [a for a in dict.fromkeys((*names, bench.study.reference)) if a in bench.arms]
 
     def seen(seed: int) -> list[Run]:

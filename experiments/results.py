@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -215,6 +216,8 @@ def _with_records(run: Run, folder: Path) -> Run:
     elif run.status == "done":
         raise _BrokenError("metrics.csv is missing from a finished run")
     if (folder / "history.npz").exists():
+        if not zipfile.is_zipfile(folder / "history.npz"):
+            raise _BrokenError("history.npz: truncated, or not an .npz file")
         try:
             history = History.load(folder / "history.npz")
         except (OSError, ValueError) as error:

@@ -1,0 +1,84 @@
+"""A policy that decides nothing: every stage at a scale of its own, from the first step on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from densitylr.policy import LawState, StageState
+from densitylr.records import Decision, Reading
+
+
+@dataclass
+class Fixed:
+    scales: Mapping[str, float] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+
+    def init(self, stages: list[str]) -> LawState:
+        return LawState({name: StageState(self.scales.get(name, 1.0)) for name in stages})
+
+    def decide(
+        self, state: LawState, reading: Reading, rates: Mapping[str, float], ceiling: float
+    ) -> tuple[LawState, list[Decision]]:
+        self.asked.append(reading.step)
+        return state, []
+
+
+def net() -> nn.Sequential:
+    """Three stages: 0 with its norm, 3, 5."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)
+    )
+
+
+def batches(n: int, seed: int = 5) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(16, 6, generator=generator) for _ in range(n)]
+    return [(x, (x[:, 0] > 0).long() + (x[:, 1] > 1).long()) for x in inputs]
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]) -> None:
+    optimizer.zero_grad()
+    loss_of(model, batch).backward()
+    optimizer.step()
+
+
+def probes(every: int, steps: int) -> list[int]:
+    """The steps with a probe: each ``every``-th, twice as many among the first 20."""
+    early = max(1, every // 2)
+    return [s for s in range(steps) if s % every == 0 or (s < 20 and s % early == 0)]
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    """Parameters and buffers equal bit for bit."""
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def same_state(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
+    """Optimizer states equal bit for bit, in the order of the parameters."""
+    left, right = a.state_dict()["state"], b.state_dict()["state"]
+    if left.keys() != right.keys():
+        return False
+    return all(
+        left[i].keys() == right[i].keys()
+        and all(
+            torch.equal(v, right[i][k]) if isinstance(v, Tensor) else v == right[i][k]
+            for k, v in left[i].items()
+        )
+        for i in left
+    )

@@ -1,0 +1,648 @@
+"""The optimizer around the optimizer: like the bare one, but for the scales during a step."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import logging
+import pickle
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fixed import Fixed, batches, hooks_of, loss_of, net, one_step, probes, same, same_state
+from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+
+from densitylr import DensityLR, LiftOff, find_stages
+from densitylr.policy import simulate
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, foreach=False),
+    "sgd foreach": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, foreach=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, foreach=False),
+    "adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
+}
+SCALES = {"0": 0.25, "3": 2.0, "5": 1.0}
+
+
+def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def starved(model: nn.Module, lr: float = 0.1, factor: float = 1e-4) -> torch.optim.SGD:
+    """The first stage with next to no rate."""
+    groups = [
+        {"params": list(model[:3].parameters()), "lr": lr * factor},
+        {"params": list(model[3:].parameters())},
+    ]
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+
+
+# As if it were not there
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("options", [{}, {"policy": Fixed()}, {"pretrained": True}])
+def test_flat_rates_train_bit_for_bit_as_without(name: str, options: dict[str, Any]) -> None:
+    bare, ours = net(), net()
+    plain = OPTIMIZERS[name](bare.parameters())
+    wrapped = DensityLR(OPTIMIZERS[name](ours.parameters()), ours, every=2, **options)
+    states = []
+    for model, optimizer in ((bare, plain), (ours, wrapped)):
+        torch.manual_seed(9)
+        for batch in batches(9):
+            one_step(model, optimizer, batch)
+        states.append(torch.get_rng_state())
+    assert same(bare, ours)
+    assert same_state(plain, wrapped.inner)
+    assert torch.equal(*states)
+    assert wrapped.history.steps.tolist() == probes(2, 9)
+    assert wrapped.history.decisions == []
+    assert set(wrapped.scales.values()) == {1.0}
+
+
+@pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
+def test_observe_only_decides_but_does_nothing(mode: str) -> None:
+    bare, ours = net(), net()
+    plain = starved(bare)
+    wrapped = DensityLR(starved(ours), ours, mode=mode, every=2, observe_only=True)
+    for model, optimizer in ((bare, plain), (ours, wrapped)):
+        for batch in batches(20):
+            one_step(model, optimizer, batch)
+    assert same(bare, ours)
+    assert same_state(plain, wrapped.inner)
+    assert wrapped.history.decisions
+    assert set(wrapped.scales.values()) == {1.0}
+    assert set(wrapped.history.series("0", "scale")) == {1.0}
+
+
+def test_pretrained_true_abstains() -> None:
+    bare, ours = net(), net()
+    plain, wrapped = starved(bare), DensityLR(starved(ours), ours, every=1, pretrained=True)
+    for model, optimizer in ((bare, plain), (ours, wrapped)):
+        for batch in batches(8):
+            one_step(model, optimizer, batch)
+    assert same(bare, ours)
+    assert wrapped.history.decisions == []
+    assert len(wrapped.history) == 8
+
+
+def test_weights_that_were_trained_are_left_alone_with_a_warning() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    with pytest.warns(UserWarning, match="0: not an untrained initialisation"):
+        wrapped = DensityLR(starved(model), model, every=1)
+    for batch in batches(8):
+        one_step(model, wrapped, batch)
+    assert wrapped.scales["0"] == 1.0
+    assert not [d for d in wrapped.history.decisions if d.stage == "0"]
+    model = net()
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DensityLR(starved(model), model, pretrained=False)
+
+
+# Scaled
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("step_inner", [False, True])
+def test_scales_are_real_group_rates(name: str, step_inner: bool) -> None:
+    real, ours = net(), net()
+    children = [c for c in real if list(c.parameters())]
+    plain = OPTIMIZERS[name]([{"params": list(c.parameters())} for c in children])
+    for group, factor in zip(plain.param_groups, (0.25, 0.25, 2.0, 1.0), strict=True):
+        group["lr"] *= factor
+    inner = OPTIMIZERS[name](ours.parameters())
+    wrapped = DensityLR(inner, ours, policy=Fixed(SCALES), every=3)
+    rate = inner.param_groups[0]["lr"]
+    for batch in batches(7):
+        one_step(real, plain, batch)
+        one_step(ours, inner if step_inner else wrapped, batch)
+        assert len(wrapped.param_groups) == 1
+        assert wrapped.param_groups[0]["lr"] == rate
+    assert same(real, ours)
+    assert wrapped.policy.asked == probes(3, 7)
+    assert wrapped.scales == SCALES
+
+
+def test_repair_raises_a_starved_stage_and_stops_at_lift_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bare, ours = net(), net()
+    plain, wrapped = starved(bare), DensityLR(starved(ours), ours, every=2)
+    before = ours[0].weight.detach().clone()
+    with caplog.at_level(logging.INFO, logger="densitylr"):
+        for batch in batches(60):
+            one_step(ours, wrapped, batch)
+    for batch in batches(60):
+        one_step(bare, plain, batch)
+    moved, moved_bare = (float((m[0].weight - before).detach().norm()) for m in (ours, bare))
+    assert moved > 10 * moved_bare
+    kinds = [d.kind for d in wrapped.history.decisions]
+    assert kinds[0] == "raise"
+    assert {d.stage for d in wrapped.history.decisions} == {"0"}
+    assert 1 < wrapped.scales["0"] <= 1e4
+    assert wrapped.scales["3"] == wrapped.scales["5"] == 1
+    # Told once as a warning, then as information.
+    levels = [r.levelno for r in caplog.records]
+    assert levels == [logging.WARNING] + [logging.INFO] * (len(kinds) - 1)
+    assert "near-zero density" in caplog.records[0].getMessage()
+    assert [d.stage for d in wrapped.diagnose()] == ["0"]
+    assert "0 ×" in repr(wrapped)
+
+
+def test_recorded_run_says_the_same_in_simulation() -> None:
+    for observe_only in (False, True):
+        for mode in ("repair", "warmup", "free"):
+            model = net()
+            wrapped = DensityLR(
+                starved(model), model, mode=mode, every=2, observe_only=observe_only
+            )
+            for batch in batches(30):
+                one_step(model, wrapped, batch)
+            law, decisions = simulate(LiftOff(mode), wrapped.history)
+            assert decisions == wrapped.history.decisions
+            assert decisions
+            assert law == wrapped._law
+
+
+def test_gradient_accumulation_probes_once_a_step() -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model), model, policy=Fixed(), every=1)
+    for _ in range(3):
+        for batch in batches(4):
+            (loss_of(model, batch) / 4).backward()
+        wrapped.step()
+        wrapped.zero_grad()
+    assert wrapped.policy.asked == [0, 1, 2]
+    assert wrapped.history.series("0", "count").tolist() == [16 * 16] * 3
+    assert all(p.grad is None for p in model.parameters())
+    loss_of(model, batches(1)[0]).backward()
+    wrapped.zero_grad(set_to_none=False)
+    assert all(not p.grad.any() for p in model.parameters())
+
+
+# Schedulers
+
+SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 10),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=12),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda i: 1 / (i + 1)),
+    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "step": lambda o: lr_scheduler.StepLR(o, 3),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o,
+        [lr_scheduler.LinearLR(o, 0.1, total_iters=4), lr_scheduler.CosineAnnealingLR(o, 8)],
+        milestones=[4],
+    ),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_write_the_rates_they_write_without(name: str) -> None:
+    traces = []
+    for wrap in (False, True):
+        model = net()
+        optimizer: Optimizer = sgd(model)
+        if wrap:
+            optimizer = DensityLR(optimizer, model, policy=Fixed(SCALES), every=2)
+        scheduler = SCHEDULERS[name](optimizer)
+        trace = []
+        for batch in batches(11):
+            one_step(model, optimizer, batch)
+            scheduler.step(*([1.0] if name == "plateau" else []))
+            group = optimizer.param_groups[0]
+            trace.append((group["lr"], group["momentum"], scheduler.get_last_lr()))
+        traces.append(trace)
+    assert traces[0] == traces[1]
+    assert len({lr for lr, _, _ in traces[0]}) > 1
+
+
+# Steps that fail or are skipped
+
+
+class Failing(torch.optim.SGD):
+    fail = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fail:
+            raise RuntimeError("no step")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("step_inner", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_three_failed_steps_leave_the_rates(step_inner: bool, grouped: bool) -> None:
+    ours, real = net(), net()
+    parts: Any = [{"params": c.parameters()} for c in ours] if grouped else ours.parameters()
+    inner = Failing(parts, lr=0.1)
+    wrapped = DensityLR(inner, ours, policy=Fixed(SCALES))
+    groups = wrapped.param_groups
+    stepped = inner if step_inner else wrapped
+    first, second = batches(2)
+    one_step(ours, stepped, first)
+    inner.fail = True
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="no step"):
+            stepped.step()
+        if not step_inner:
+            assert wrapped.param_groups is groups
+            assert all(g["lr"] == 0.1 for g in groups)
+    inner.fail = False
+    one_step(ours, stepped, second)
+    assert wrapped.param_groups is groups
+    assert all(g["lr"] == 0.1 for g in groups)
+    plain = torch.optim.SGD([{"params": list(c.parameters())} for c in real], lr=0.1)
+    for group, factor in zip(plain.param_groups, (0.25, 0.25, 1, 2.0, 1, 1), strict=True):
+        group["lr"] *= factor
+    for batch in (first, second):
+        one_step(real, plain, batch)
+    assert same(ours, real)
+
+
+def test_a_closure_is_called_once_and_may_raise() -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model, 0.1), model, policy=Fixed(SCALES), every=1)
+    batch = batches(1)[0]
+
+    def closure() -> Tensor:
+        wrapped.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        calls.append(loss.item())
+        if len(calls) == 2:
+            raise RuntimeError("in the closure")
+        return loss
+
+    calls: list[float] = []
+    assert wrapped.step(closure).item() == calls[0]
+    with pytest.raises(RuntimeError, match="in the closure"):
+        wrapped.step(closure)
+    assert [g["lr"] for g in wrapped.param_groups] == [0.1]
+    wrapped.step(closure)
+    assert len(calls) == 3
+    assert wrapped.policy.asked
+
+
+def test_a_step_that_grad_scaler_skips_is_no_step() -> None:
+    ours, real = net(), net()
+    wrapped = DensityLR(sgd(ours), ours, policy=Fixed(SCALES), every=1)
+    parts = [{"params": c.parameters()} for c in real]
+    plain = torch.optim.SGD(parts, lr=0.05, momentum=0.9)
+    for group, factor in zip(plain.param_groups, (0.25, 0.25, 1, 2.0, 1, 1), strict=True):
+        group["lr"] *= factor
+    for model, optimizer in ((ours, wrapped), (real, plain)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for i, batch in enumerate(batches(5)):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, batch)).backward()
+            if i == 2:
+                model[0].weight.grad[0, 0] = torch.inf
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 512
+    assert same(ours, real)
+    assert wrapped.policy.asked == [0, 1, 2, 3]
+
+
+def test_unscaling_is_left_to_grad_scaler() -> None:
+    model = net()
+    inner = torch.optim.Adam(model.parameters(), fused=True)
+    assert inner._step_supports_amp_scaling
+    wrapped = DensityLR(inner, model)
+    assert not getattr(wrapped, "_step_supports_amp_scaling", False)
+
+
+# Checkpoints
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_resuming_goes_on_as_if_never_stopped() -> None:
+    """Scales that are not 1, in the midst of a search, between two probes."""
+    whole = net()
+    straight = DensityLR(starved(whole), whole, every=5, policy=LiftOff(delta=10.0))
+    for batch in batches(33):
+        one_step(whole, straight, batch)
+    resumed, saved = net(), {}
+    for steps in (range(13), range(13, 33)):
+        wrapped = DensityLR(
+            starved(resumed), resumed, every=5, policy=LiftOff(delta=10.0), pretrained=False
+        )
+        if saved:
+            wrapped.load_state_dict(through_a_file(saved))
+        for i in steps:
+            one_step(resumed, wrapped, batches(33)[i])
+        saved = wrapped.state_dict()
+        wrapped.close()
+        assert wrapped.history.steps.tolist() == [s for s in probes(5, 40) if s in steps]
+    assert straight.scales["0"] > 1
+    assert [d.scale for d in straight.history.decisions] == [
+        d.scale for d in wrapped.history.decisions
+    ]
+    assert same(whole, resumed)
+
+
+def test_state_dict_round_trip() -> None:
+    model = net()
+    wrapped = DensityLR(starved(model), model, every=1)
+    for batch in batches(25):
+        one_step(model, wrapped, batch)
+    assert wrapped.scales["0"] > 1
+    other_model = net()
+    other = DensityLR(starved(other_model), other_model, every=1)
+    other.load_state_dict(through_a_file(wrapped.state_dict()))
+    assert other.scales == wrapped.scales
+    assert other.history.decisions == wrapped.history.decisions
+    assert same_state(other.inner, wrapped.inner)
+    assert through_a_file(other.state_dict())["densitylr"] == wrapped.state_dict()["densitylr"]
+    # Lifted stages need no twin any more.
+    assert wrapped._law.stages["0"].lifted
+    assert other._monitor._taps["0"].twin is None
+
+
+def test_bare_and_wrapped_checkpoints_are_exchanged() -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model), model)
+    for batch in batches(3):
+        one_step(model, wrapped, batch)
+    bare = sgd(net())
+    bare.load_state_dict(through_a_file(wrapped.state_dict()))
+    assert same_state(bare, wrapped.inner)
+    again = net()
+    ours = DensityLR(sgd(again), again)
+    with pytest.warns(UserWarning, match="no DensityLR state"):
+        ours.load_state_dict(through_a_file(bare.state_dict()))
+    assert same_state(bare, ours.inner)
+    assert set(ours.scales.values()) == {1.0}
+    one_step(again, ours, batches(1)[0])
+
+
+def test_a_checkpoint_of_another_mode_or_model_changes_nothing() -> None:
+    model = net()
+    warm = DensityLR(sgd(model), model, mode="warmup")
+    for batch in batches(3):
+        one_step(model, warm, batch)
+    fresh = net()
+    wrapped = DensityLR(sgd(fresh), fresh)
+    with pytest.raises(ValueError, match="is of mode 'warmup', this DensityLR of 'repair'"):
+        wrapped.load_state_dict(warm.state_dict())
+    other = nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 3))
+    strange = DensityLR(sgd(other), other, mode="warmup")
+    with pytest.raises(ValueError, match=r"has stages \['3', '5'\]"):
+        strange.load_state_dict(warm.state_dict())
+    assert not wrapped.state
+    assert not strange.state
+    assert strange.scales == {"0": 1e-4, "1": 1e-4}
+
+
+# What can go wrong at construction
+
+
+class Prodigy(torch.optim.SGD):
+    pass
+
+
+class AdamWScheduleFree(torch.optim.SGD):
+    pass
+
+
+class NoRate(torch.optim.SGD):
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            del group["lr"]
+
+
+def test_a_missing_stage() -> None:
+    model = net()
+    inner = torch.optim.SGD(model[:3].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"none of the 2 trainable parameters of stage '3'"):
+        DensityLR(inner, model)
+    assert hooks_of(model) == 0
+    model[3:].requires_grad_(False)
+    wrapped = DensityLR(inner, model)
+    one_step(model, wrapped, batches(1)[0])
+    assert [(d.stage, d.kind) for d in wrapped.diagnose()] == [("3", "frozen"), ("5", "frozen")]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (sgd, {"mode": "magic"}, ValueError, "mode must be one of repair, warmup, free"),
+        (sgd, {"every": 0}, ValueError, "every must be a positive number of steps"),
+        (sgd, {"stages": {"a": "nothing"}}, ValueError, "matches no module or parameter"),
+        (lambda m: torch.optim.LBFGS(m.parameters()), {}, ValueError, "LBFGS takes one"),
+        (lambda m: Prodigy(m.parameters(), lr=1.0), {}, ValueError, "Prodigy estimates one"),
+        (lambda m: NoRate(m.parameters()), {}, ValueError, "has no 'lr' to scale"),
+        (lambda m: "adam", {}, TypeError, r"must be a torch\.optim\.Optimizer, got str"),
+    ],
+)
+def test_a_failed_construction_leaves_no_trace(
+    make: Callable[[nn.Module], Any], options: dict[str, Any], error: type, message: str
+) -> None:
+    model = net()
+    inner = make(model)
+    before = dict(vars(inner)) if isinstance(inner, Optimizer) else {}
+    with pytest.raises(error, match=message):
+        DensityLR(inner, model, **options)
+    assert hooks_of(model) == 0
+    if before:
+        assert vars(inner) == before
+        assert not inner._optimizer_step_pre_hooks
+        assert not inner._optimizer_step_post_hooks
+
+
+def test_models_that_cannot_be_watched_leave_no_trace_either() -> None:
+    inner = sgd(net())
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
+        DensityLR(inner, "model")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no weight layer"):
+        DensityLR(inner, nn.Sequential(nn.BatchNorm1d(3)))
+    assert "_densitylr" not in vars(inner)
+    assert not inner._optimizer_step_pre_hooks
+
+
+def test_wrapping_twice() -> None:
+    model = net()
+    inner = sgd(model)
+    wrapped = DensityLR(inner, model)
+    hooks = hooks_of(model)
+    for optimizer in (inner, wrapped):
+        with pytest.raises(ValueError, match="has a DensityLR already"):
+            DensityLR(optimizer, model)
+    assert hooks_of(model) == hooks
+    wrapped.close()
+    assert hooks_of(model) == 0
+    assert not inner._optimizer_step_pre_hooks
+    again = DensityLR(inner, model)
+    # One that was let go without close() does not block the optimizer for ever.
+    gone = weakref.ref(again)
+    del again
+    gc.collect()
+    assert gone() is None
+    DensityLR(inner, model)
+
+
+def test_schedule_free_is_warned_about() -> None:
+    model = net()
+    with pytest.warns(UserWarning, match="stays in its averaging weights"):
+        DensityLR(AdamWScheduleFree(model.parameters(), lr=0.1), model)
+
+
+# An optimizer like any other
+
+
+def test_it_is_the_inner_optimizer_to_everybody() -> None:
+    model = net()
+    inner = sgd(model)
+    wrapped = DensityLR(inner, model)
+    assert isinstance(wrapped, Optimizer)
+    assert wrapped.param_groups is inner.param_groups
+    assert wrapped.state is inner.state
+    assert wrapped.defaults is inner.defaults
+    assert list(wrapped.stages) == list(find_stages(model))
+    with pytest.raises(AttributeError):
+        _ = wrapped.no_such_attribute
+    wrapped.param_groups[0]["lr"] = 0.7
+    assert inner.param_groups[0]["lr"] == 0.7
+    assert inner.__class__.__name__ in repr(wrapped)
+    seen = []
+    wrapped.register_step_post_hook(lambda *_: seen.append(1))
+    one_step(model, wrapped, batches(1)[0])
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("through_inner", [False, True])
+def test_a_group_that_is_added_later_is_scaled_too(through_inner: bool) -> None:
+    ours, real = net(), net()
+    inner = torch.optim.SGD([*ours[0].parameters(), ours[3].weight, *ours[5].parameters()], lr=0.1)
+    wrapped = DensityLR(inner, ours, policy=Fixed(SCALES), every=1)
+    batch, second = batches(2)
+    one_step(ours, wrapped, batch)
+    added = {"params": [ours[3].bias, *ours[1].parameters()], "lr": 0.4}
+    (inner if through_inner else wrapped).add_param_group(added)
+    one_step(ours, wrapped, second)
+    groups = [
+        {"params": list(real[0].parameters()), "lr": 0.025},
+        {"params": [real[3].weight], "lr": 0.2},
+        {"params": list(real[5].parameters()), "lr": 0.1},
+    ]
+    plain = torch.optim.SGD(groups, lr=1.0)
+    one_step(real, plain, batch)
+    plain.add_param_group({"params": [real[3].bias], "lr": 0.8})
+    plain.add_param_group({"params": list(real[1].parameters()), "lr": 0.1})
+    one_step(real, plain, second)
+    assert same(ours, real)
+    assert [g["lr"] for g in wrapped.param_groups] == [0.1, 0.4]
+
+
+def test_the_rate_of_a_stage_is_its_largest_and_zero_when_frozen() -> None:
+    model = net()
+    model[3].weight.requires_grad_(False)
+    groups = [
+        {"params": model[:3].parameters(), "lr": 0.1},
+        {"params": [model[3].weight], "lr": 5.0},
+        {"params": [model[3].bias], "lr": 0.2},
+        {"params": model[5].parameters(), "lr": 0.0},
+    ]
+    wrapped = DensityLR(torch.optim.SGD(groups, lr=1.0), model, every=1, pretrained=False)
+    one_step(model, wrapped, batches(1)[0])
+    rates = {s: wrapped.history.series(s, "rate")[0] for s in wrapped.stages}
+    assert rates == {"0": 0.1, "3": 0.2, "5": 0.0}
+    assert [(d.stage, d.kind) for d in wrapped.diagnose()] == [("5", "frozen")]
+
+
+def test_copies_are_refused_but_parts_can_be_copied() -> None:
+    model = net()
+    inner = sgd(model)
+    wrapped = DensityLR(inner, model, policy=Fixed(SCALES))
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"save state_dict\(\), and make a new one"):
+            attempt(wrapped)
+    one_step(model, wrapped, batches(1)[0])
+    # A copied inner optimizer is a bare one.
+    twin_model, twin = copy.deepcopy((model, inner))
+    assert not twin._optimizer_step_pre_hooks
+    one_step(twin_model, twin, batches(1)[0])
+    assert twin.param_groups[0]["lr"] == 0.05
+    assert DensityLR(twin, twin_model, pretrained=False).scales == {"0": 1, "3": 1, "5": 1}
+
+
+def test_closed_trains_on_plainly() -> None:
+    ours, bare = net(), net()
+    wrapped = DensityLR(starved(ours), ours, policy=Fixed(SCALES), every=1)
+    wrapped.close()
+    wrapped.close()
+    assert hooks_of(ours) == 0
+    assert set(wrapped.scales.values()) == {1.0}
+    plain = starved(bare)
+    for batch in batches(3):
+        one_step(ours, wrapped, batch)
+        one_step(bare, plain, batch)
+    assert same(ours, bare)
+    assert len(wrapped.history) == 0
+
+
+def test_a_compiled_step_scales_too() -> None:
+    ours, eager = net(), net()
+    wrapped = DensityLR(sgd(ours), ours, policy=Fixed(SCALES), every=2)
+    plain = DensityLR(sgd(eager), eager, policy=Fixed(SCALES), every=2)
+    compiled = torch.compile(wrapped.step, backend="eager")
+    for batch in batches(5):
+        one_step(eager, plain, batch)
+        wrapped.zero_grad()
+        loss_of(ours, batch).backward()
+        compiled()
+    assert all(torch.allclose(a, b) for a, b in zip(ours.parameters(), eager.parameters(), strict=True))
+    assert wrapped.policy.asked == plain.policy.asked == probes(2, 5)
+    assert [g["lr"] for g in wrapped.param_groups] == [0.05]
+
+
+def test_parameters_outside_the_model_keep_their_rate() -> None:
+    model = net()
+    outside = nn.Parameter(torch.ones(3))
+    inner = torch.optim.SGD([*model.parameters(), outside], lr=0.1)
+    wrapped = DensityLR(inner, model, policy=Fixed(SCALES))
+    outside.grad = torch.ones(3)
+    loss_of(model, batches(1)[0]).backward()
+    wrapped.step()
+    assert torch.equal(outside.detach(), torch.ones(3) - 0.1)
+
+
+def test_scale_holds_for_a_tensor_rate() -> None:
+    ours, real = net(), net()
+    rate = torch.tensor(0.01)
+    wrapped = DensityLR(
+        torch.optim.Adam(ours.parameters(), lr=rate, foreach=False), ours, policy=Fixed(SCALES)
+    )
+    groups = [
+        {"params": list(real[i].parameters()), "lr": torch.tensor(0.01) * f}
+        for i, f in ((0, 0.25), (1, 0.25), (3, 2.0), (5, 1.0))
+    ]
+    plain = torch.optim.Adam(groups, lr=torch.tensor(0.01), foreach=False)
+    for batch in batches(4):
+        one_step(ours, wrapped, batch)
+        one_step(real, plain, batch)
+    assert same(ours, real)
+    assert isinstance(wrapped.param_groups[0]["lr"], Tensor)
+    assert torch.equal(wrapped.param_groups[0]["lr"], torch.tensor(0.01))

@@ -1,0 +1,396 @@
+"""The monitor sees every stage once a probe and leaves no trace in the training."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import math
+import pickle
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import densitylr.monitor
+from densitylr import DensityMonitor
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
+    )
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what was measured, in order."""
+    sizes: list[int] = []
+    plain = densitylr.monitor.measure
+
+    def counting(a: Tensor, rms0: Tensor, out: Tensor) -> None:
+        sizes.append(a.numel())
+        plain(a, rms0, out)
+
+    monkeypatch.setattr(densitylr.monitor, "measure", counting)
+    return sizes
+
+
+def train(
+    model: nn.Module, steps: int, seed: int = 3, momentum: float = 0.9
+) -> tuple[list[float], list[Tensor], Tensor]:
+    torch.manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(12, 6)
+        loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    tensors = [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
+    return losses, tensors, torch.get_rng_state()
+
+
+def test_training_is_the_same_bit_for_bit() -> None:
+    bare, watched = mlp(), mlp()
+    watched.load_state_dict(bare.state_dict())
+    plain = train(bare, 12)
+    with DensityMonitor(watched, every=2) as monitor:
+        seen = train(watched, 12)
+    assert plain[0] == seen[0]
+    assert all(torch.equal(a, b) for a, b in zip(plain[1], seen[1], strict=True))
+    assert torch.equal(plain[2], seen[2])
+    assert len(monitor.history) == 6
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_dropout_inside_and_spectral_norm_are_not_disturbed(recurrent: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(2, 8, 2, dropout=0.4 if recurrent else 0.0, batch_first=True)
+            self.head = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.gru(x.reshape(len(x), 3, 2))[0][:, -1])
+
+    bare = Net()
+    watched = Net()
+    watched.load_state_dict(bare.state_dict())
+    plain = train(bare, 6)
+    with DensityMonitor(watched, every=1) as monitor:
+        seen = train(watched, 6)
+    assert plain[0] == seen[0]
+    assert all(torch.equal(a, b) for a, b in zip(plain[1], seen[1], strict=True))
+    assert torch.equal(plain[2], seen[2])
+    assert len(set(monitor.history.series("head", "rms"))) == 6
+
+
+def test_cadence(measured: list[int]) -> None:
+    model = mlp()
+    with DensityMonitor(model, every=5) as monitor:
+        train(model, 11)
+        assert len(measured) == 2 * 3
+        assert monitor.history.steps.tolist() == [0, 5, 10]
+    train(model, 6)
+    assert len(measured) == 2 * 3
+    assert monitor.history.series("0", "displacement")[0] == 0
+    assert monitor.history.series("0", "displacement")[1] > 0
+
+
+def test_numbers_of_a_stage_are_means_over_its_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    x = torch.randn(10, 4)
+    model[0].register_forward_hook(lambda m, a, out: hidden.append(out.detach()))
+    hidden: list[Tensor] = []
+    with DensityMonitor(model, {"all": "*"}) as monitor:
+        out = model(x).detach()
+    seen = monitor.history.readings[0].stages["all"]
+    parts = [hidden[0].double().numpy(), out.double().numpy()]
+    assert seen.count == sum(p.size for p in parts) == 100
+    assert seen.mean == pytest.approx(np.mean([p.mean() for p in parts]), abs=1e-9)
+    assert seen.std == pytest.approx(np.mean([p.std() for p in parts]))
+    assert seen.rms == pytest.approx(np.mean([np.sqrt((p**2).mean()) for p in parts]))
+    near = [(np.abs(p) <= 0.1 * np.sqrt((p**2).mean())).mean() for p in parts]
+    assert seen.near_zero == seen.untrained == pytest.approx(np.mean(near))
+    assert seen.near_zero_absolute == pytest.approx(np.mean([(np.abs(p) <= 0.05).mean() for p in parts]))
+    assert seen.histogram.sum() == 100
+
+
+def test_evaluation_and_no_grad_are_not_read(measured: list[int]) -> None:
+    model = mlp()
+    x = torch.randn(8, 6)
+    with DensityMonitor(model, every=1) as monitor:
+        model.eval()(x)
+        model.train()
+        with torch.no_grad():
+            model(x)
+        with torch.inference_mode():
+            model(x)
+        assert not measured
+        assert monitor.step == 0
+        model(x)
+        assert len(measured) == 2
+        assert len(monitor.history) == 1
+
+
+def test_an_armed_monitor_waits_for_a_training_forward(measured: list[int]) -> None:
+    model = mlp()
+    monitor = DensityMonitor(model, every=None)
+    x = torch.randn(8, 6)
+    model(x)
+    assert not measured  # on arm only
+    monitor.arm()
+    assert monitor.collect(0) is None
+    model.eval()(x)
+    assert monitor.collect(0) is None
+    model.train()(x)
+    reading = monitor.collect(7)
+    assert reading is not None
+    assert reading.step == 7
+    assert monitor.collect(7) is None
+    model(x)
+    assert len(measured) == 2
+
+
+def test_a_shared_layer_is_read_at_its_first_call() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    x = torch.randn(9, 4)
+    with DensityMonitor(model) as monitor:
+        model(x)
+    seen = monitor.history.readings[0].stages["0"]
+    assert seen.count == 36
+    assert seen.mean == pytest.approx(layer(x).mean().item(), abs=1e-6)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.reentrant = nn.Linear(6, 8), nn.Linear(8, 3), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = checkpoint(self.first, x.requires_grad_(), use_reentrant=self.reentrant)
+        return self.second(torch.relu(hidden))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_is_read_once(reentrant: bool, measured: list[int]) -> None:
+    model = Checkpointed(reentrant)
+    monitor = DensityMonitor(model, every=None)
+    for step in range(3):
+        monitor.arm()
+        model(torch.randn(5, 6)).sum().backward()
+        reading = monitor.collect(step)
+        assert reading is not None
+        assert [s.count for s in reading.stages.values()] == [40, 15]
+        model(torch.randn(5, 6)).sum().backward()  # not armed
+    assert sorted(measured) == [15] * 3 + [40] * 3
+
+
+class Odd(nn.Module):
+    """A weight layer with an output of any kind."""
+
+    def __init__(self, wrap: object) -> None:
+        super().__init__()
+        self.weight, self.wrap = nn.Parameter(torch.randn(4, 4)), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(x @ self.weight)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "count"),
+    [
+        (lambda y: (y, y), 12),
+        (lambda y: [None, {"deep": y}], 12),
+        (lambda y: {"logits": y, "aux": y.sum()}, 12),
+        (lambda y: y.sum(), 1),
+        (lambda y: y[0, 0], 1),
+        (lambda y: None, 0),
+        (lambda y: y.argmax(-1), 0),
+        (lambda y: torch.complex(y, y), 0),
+        (lambda y: y[:0], 0),
+        (lambda y: y.transpose(0, 1), 12),
+        (lambda y: y.bfloat16(), 12),
+    ],
+)
+def test_outputs_of_any_kind(wrap: object, count: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Odd(wrap))
+    with DensityMonitor(model) as monitor:
+        for _ in range(2):
+            model(torch.randn(3, 4))
+    seen = monitor.history.readings[0].stages["1"]
+    assert seen.count == count
+    assert math.isnan(seen.displacement) == (count == 0)
+    assert monitor.history.readings[0].stages["0"].displacement == 0
+
+
+def test_an_empty_batch_is_not_a_probe_of_anything() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with DensityMonitor(model, every=1) as monitor:
+        model(torch.zeros(0, 4))
+        assert len(monitor.history) == 0
+        model(torch.randn(3, 4))
+    assert [s.count for s in monitor.history.readings[0].stages.values()] == [12, 6]
+
+
+def test_a_stage_that_is_skipped_is_unread_at_that_probe() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.use = nn.Linear(4, 4), nn.Linear(4, 4), True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) if self.use else self.a(x)
+
+    model = Sometimes()
+    with DensityMonitor(model, every=1) as monitor:
+        for use in (True, False, True):
+            model.use = use
+            model(torch.randn(5, 4))
+    assert monitor.history.series("b", "count").tolist() == [20, 0, 20]
+    assert np.isnan(monitor.history.series("b", "displacement")).tolist() == [False, True, False]
+    assert monitor.history.series("a", "count").tolist() == [20, 20, 20]
+
+
+def test_what_is_not_finite_warns_once_and_is_never_averaged() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    x = torch.randn(6, 4)
+    x[2, 1] = math.nan
+    with DensityMonitor(model, every=1) as monitor:
+        with pytest.warns(RuntimeWarning) as caught:
+            model(x)
+        assert [str(w.message).split(" activations")[0] for w in caught] == [
+            "0: 8 of 48",
+            "1: 2 of 12",
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(x)
+    seen = monitor.history.readings[1].stages["0"]
+    assert (seen.count, seen.nonfinite) == (40, 8)
+    clean = model[0](x[[0, 1, 3, 4, 5]]).detach()
+    assert seen.mean == pytest.approx(clean.mean().item(), abs=1e-6)
+    assert seen.displacement == 0
+
+
+def test_all_nan_is_unread_but_counted() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    with DensityMonitor(model) as monitor, pytest.warns(RuntimeWarning, match="NaN or infinite"):
+        model(torch.full((3, 4), math.nan))
+    seen = monitor.history.readings[0].stages["0"]
+    assert (seen.count, seen.nonfinite) == (0, 24)
+    assert math.isnan(seen.displacement)
+    assert math.isnan(seen.mean)
+
+
+def test_close_is_final_and_may_be_repeated() -> None:
+    model = mlp()
+    assert hooks_of(model) == 0
+    with DensityMonitor(model) as monitor:
+        assert hooks_of(model) == 4
+        model(torch.randn(3, 6))
+    monitor.close()
+    assert hooks_of(model) == 0
+    assert "closed" in repr(monitor)
+    with pytest.raises(RuntimeError, match="this DensityMonitor is closed"):
+        monitor.arm()
+    assert len(monitor.history) == 1
+
+
+def test_close_inside_a_forward() -> None:
+    model = mlp()
+    monitor = DensityMonitor(model, every=1)
+    model[2].register_forward_hook(lambda *_: monitor.close())
+    model(torch.randn(3, 6))
+    model(torch.randn(3, 6))
+    assert hooks_of(model) == 1
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.0, True, "5"])
+def test_bad_cadence_hooks_nothing(every: object) -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match="every must be a positive number of steps"):
+        DensityMonitor(model, every=every)  # type: ignore[arg-type]
+    assert hooks_of(model) == 0
+
+
+def test_a_monitor_is_let_go_with_its_last_reference(measured: list[int]) -> None:
+    model = mlp()
+    monitor = DensityMonitor(model, every=1)
+    model(torch.randn(4, 6)).sum().backward()
+    gone = weakref.ref(monitor)
+    del monitor
+    gc.collect()
+    assert gone() is None
+    measured.clear()
+    model(torch.randn(4, 6))  # its hooks are inert
+    assert not measured
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_a_copied_model_is_inert(way: str, measured: list[int]) -> None:
+    model = mlp()
+    with DensityMonitor(model, every=1) as monitor:
+        model(torch.randn(4, 6))
+        if way == "deepcopy":
+            copied = copy.deepcopy(model)
+        elif way == "pickle":
+            copied = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            copied = torch.load(file, weights_only=False)
+        again = copy.deepcopy(copied)
+        measured.clear()
+        copied.train()(torch.randn(4, 6))
+        again.train()(torch.randn(4, 6))
+        assert not measured
+        assert monitor.step == 1
+        assert len(monitor.history) == 1
+        model(torch.randn(4, 6))
+        assert len(measured) == 2
+
+
+def test_autocast_is_read_with_its_twin() -> None:
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+    with DensityMonitor(model) as monitor, torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(20, 16))
+    for seen in monitor.history.readings[0].stages.values():
+        assert (seen.estimator, seen.displacement) == ("twin", 0)
+
+
+def test_a_forward_that_raises_does_not_end_the_watch() -> None:
+    model = mlp()
+    with DensityMonitor(model, every=1) as monitor:
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            model(torch.randn(4, 5))
+        model(torch.randn(4, 6))
+    assert monitor.history.steps.tolist() == [0]
+    assert monitor.history.readings[0].stages["0"].count == 64
+
+
+def test_compiled_model_gives_the_same_readings() -> None:
+    x = torch.randn(8, 6)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    monitor = DensityMonitor(model, every=None)
+    compiled = torch.compile(model, backend="eager")
+    readings = []
+    for call in (model, compiled):
+        monitor.arm()
+        call(x)
+        readings.append(monitor.collect(0))
+    assert readings[0] is not None
+    assert readings[0] == readings[1]

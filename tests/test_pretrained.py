@@ -1,0 +1,213 @@
+"""Initialisations read untrained, trained weights do not, and small tensors make no noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from densitylr.pretrained import check_untrained
+from densitylr.stages import find_stages
+
+
+def verdicts(model):
+    return {n: check_untrained(s, model) for n, s in find_stages(model).items()}
+
+
+def assert_untrained(model):
+    wrong = {n: v.reason for n, v in verdicts(model).items() if not v.untrained}
+    assert not wrong
+
+
+def only(model):
+    (verdict,) = verdicts(model).values()
+    return verdict
+
+
+def linear(change, rows=256, columns=128):
+    """A bias-free layer after ``change(weight)``."""
+    layer = nn.Linear(columns, rows, bias=False)
+    with torch.no_grad():
+        change(layer.weight)
+    return layer
+
+
+def alternating(n):
+    """Factors 1.1 and 0.9 in turn: too close for the shape or the spread of the whole to show."""
+    return 1 + 0.1 * (-1.0) ** torch.arange(n)
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
+
+
+def train(model, optimizer, steps=100):
+    """Ten noisy clusters, a different batch each step."""
+    centres = torch.randn(10, 64)
+    for _ in range(steps):
+        labels = torch.randint(10, (64,))
+        loss = functional.cross_entropy(model(centres[labels] + torch.randn(64, 64)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "swin_t"]
+)
+def test_torchvision_models_read_untrained(name, seed):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(seed)
+    assert_untrained(getattr(models, name)(weights=None))
+
+
+def test_zero_initialised_residuals_read_untrained():
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    assert_untrained(models.resnet18(weights=None, zero_init_residual=True))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LSTM(40, 64, 2),
+        lambda: nn.GRU(40, 64, bidirectional=True),
+        lambda: nn.RNN(40, 64),
+        lambda: nn.MultiheadAttention(64, 4, kdim=32, vdim=48, add_bias_kv=True),
+        lambda: nn.TransformerEncoderLayer(64, 4, 128),
+        lambda: nn.Embedding(500, 64, padding_idx=3),
+        lambda: nn.Bilinear(20, 30, 40),
+        lambda: nn.ConvTranspose2d(32, 64, 4),
+        lambda: nn.Conv2d(64, 64, 3, groups=8),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(64, 128)),
+        lambda: nn.Linear(3, 2),
+    ],
+)
+def test_torch_layers_read_untrained(make):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert_untrained(nn.Sequential(make()))
+
+
+INITIALISATIONS = {
+    "zeros": nn.init.zeros_,
+    "ones": nn.init.ones_,
+    "identity": nn.init.eye_,
+    "orthogonal": lambda w: nn.init.orthogonal_(w, gain=math.sqrt(2)),
+    "kaiming normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+    "kaiming uniform": lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"),
+    "xavier normal": nn.init.xavier_normal_,
+    "xavier uniform": lambda w: nn.init.xavier_uniform_(w, gain=5 / 3),
+    "BERT": lambda w: nn.init.trunc_normal_(w, std=0.02, a=-0.04, b=0.04),
+    "LeCun truncated": lambda w: nn.init.trunc_normal_(w, a=-2, b=2).div_(0.87962566 * 128**0.5),
+    "GPT-2 residual": lambda w: nn.init.normal_(w, std=0.02 / math.sqrt(24)),
+    "bfloat16": lambda w: w.copy_(w.bfloat16()),
+}
+
+
+@pytest.mark.parametrize("name", INITIALISATIONS)
+def test_customary_initialisations_read_untrained(name):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert_untrained(linear(INITIALISATIONS[name]))
+
+
+def test_small_tensors_raise_no_false_alarms():
+    torch.manual_seed(0)
+    for rows in (1, 3, 10, 40):
+        for columns in (2, 9, 50):
+            for _ in range(15):
+                for start in (nn.init.kaiming_normal_, nn.init.xavier_uniform_):
+                    assert only(linear(start, rows, columns)).untrained
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda w: nn.init.normal_(w, std=0.033), "spread"),
+        (lambda w: w.add_(0.01), "mean"),
+        (lambda w: nn.init.normal_(w).pow_(3).mul_(0.02), "shape"),
+        (lambda w: w[0, 0].fill_(1.01 / math.sqrt(128)), "largest magnitude"),
+        (lambda w: nn.init.normal_(w, std=0.02).mul_(alternating(256)[:, None]), "rows"),
+        (lambda w: nn.init.normal_(w, std=0.02).mul_(alternating(128)), "columns"),
+        (lambda w: w[1, 2].fill_(math.nan), "not finite"),
+    ],
+)
+def test_the_reason_names_the_rule_that_was_broken(change, rule):
+    torch.manual_seed(0)
+    verdict = only(linear(change))
+    assert not verdict.untrained
+    assert verdict.reason.split(":")[0].endswith("weight")
+    assert rule in verdict.reason
+
+
+def test_a_rank_one_update_that_moves_no_moment_is_seen_in_the_spectrum():
+    def spike(weight):
+        nn.init.normal_(weight, std=0.02)
+        left, right = torch.randn(256).sign(), torch.randn(128).sign()
+        weight.add_(torch.outer(left, right), alpha=0.02 * 34 / math.sqrt(256 * 128))
+        weight.mul_(0.02 / weight.std())
+
+    torch.manual_seed(0)
+    assert "singular value" in only(linear(spike)).reason
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_a_trained_network_reads_trained(kind):
+    torch.manual_seed(0)
+    model = mlp()
+    assert_untrained(model)
+    if kind == "SGD":
+        train(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+    else:
+        train(model, torch.optim.Adam(model.parameters(), 1e-3))
+    assert not any(v.untrained for v in verdicts(model).values())
+
+
+def test_a_new_head_on_a_trained_body_is_told_apart():
+    torch.manual_seed(0)
+    model = mlp()
+    train(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+    model[4] = nn.Linear(256, 10)
+    assert [v.untrained for v in verdicts(model).values()] == [False, False, True]
+
+
+def test_trained_biases_and_norms_give_a_stage_away():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+    assert only(model).untrained
+    with torch.no_grad():
+        model[1].weight.add_(0.03 * torch.randn(64))
+    assert only(model).reason.startswith("1.weight: not constant")
+    model = nn.Sequential(nn.Linear(64, 64))
+    with torch.no_grad():
+        model[0].bias.normal_(std=0.5)
+    assert only(model).reason.startswith("0.bias: spread")
+
+
+def test_batch_norm_statistics_need_the_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    assert only(model).untrained
+    model(torch.randn(4, 3, 8, 8))
+    (stage,) = find_stages(model).values()
+    verdict = check_untrained(stage, nn.DataParallel(model))
+    assert not verdict.untrained
+    assert verdict.reason == "1: batch norm has seen 1 batches, an initialisation none"
+    assert check_untrained(stage).untrained
+
+
+def test_the_global_random_state_and_the_weights_are_left_alone():
+    torch.manual_seed(0)
+    model = mlp()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    verdicts(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())

@@ -1,0 +1,48 @@
+"""The README does what it says, and quotes only what committed results give."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.claims import claims
+from experiments.cost import table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "claims_results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def test_the_code_runs_and_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), names)
+    assert (tmp_path / "history.npz").exists()
+    assert [d.stage for d in names["opt"].diagnose()] == ["0"]
+
+
+def test_the_claims_are_those_of_the_committed_runs() -> None:
+    expected = "\n".join(str(claim) for claim in claims(RESULTS))
+    assert block("claims").strip() == f"```\n{expected}\n```"
+    cost = json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
+    assert table(cost) in block("cost")
+
+
+def test_what_the_readme_points_to_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    targets = re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in re.findall(r"make (\w+)", README):
+        assert command in targets
