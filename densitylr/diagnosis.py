@@ -78,7 +78,8 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
     first, last = raises[0], raises[-1]
     lifted = [d for d in history.decisions if d.stage == stage and d.kind == "lift-off"]
     evidence = f"{first.reason.split('; rate ')[0]} at rate {first.rate_before:.1e}"
-    change = f"rate ×{last.scale:.4g} to {last.rate:.1e} in {len(raises)} decisions"
+    times = "1 decision" if len(raises) == 1 else f"{len(raises)} decisions"
+    change = f"rate ×{last.scale:.4g} to {last.rate:.1e} in {times}"
     if observe_only:
         action = f"only observed; it would have been {change}"
     elif lifted:

@@ -28,8 +28,8 @@ _EXTRA = ("rate", "scale")
 class History:
     """Readings, the rates and scales in force with them, and decisions, in bounded memory.
 
-    When more than ``budget`` readings are held, every second one is dropped, but for the
-    first eighth and those at which something was decided.
+    When more than ``budget`` readings are held, the first eighth and those at which something
+    was decided stay; of the others half as many stay, spread evenly over the steps.
 
     Args:
         budget: most readings to hold.
@@ -151,7 +151,7 @@ class History:
             ValueError: the file is not a history, or is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
             meta = json.loads(str(arrays["meta"]))
             if meta["format"] != _FORMAT:
@@ -213,14 +213,12 @@ class History:
         self.readings, self._rates, self._scales = [], [], []
 
     def _thin(self) -> None:
-        decided = {d.step for d in self.decisions}
+        steps, decided = self.steps, {d.step for d in self.decisions}
         early, last = self.budget // 8, len(self) - 1
-        keep = [
-            i
-            for i, reading in enumerate(self.readings)
-            if i < early or (last - i) % 2 == 0 or reading.step in decided
-        ]
-        if len(keep) == len(self.readings):  # every reading decided something: keep the newest
+        even = np.searchsorted(steps, np.linspace(steps[early], steps[last], self.budget // 2))
+        chosen = {*range(early), *even.tolist(), last}
+        keep = [i for i, step in enumerate(steps.tolist()) if i in chosen or step in decided]
+        if len(keep) > self.budget:  # nearly every reading decided something: keep the newest
             keep = keep[:early] + keep[early - self.budget :]
         self.readings = [self.readings[i] for i in keep]
         self._rates = [self._rates[i] for i in keep]

@@ -186,6 +186,8 @@ class LiftOff:
             factor = min(1.0 if lifted else self.growth, max(self.shrink, factor))
             want = f"moved {moved:.2%} for {stage.spent:.2g} of rate spent"
         scale = min(stage.scale * factor, max(cap, stage.scale if self.mode == "repair" else 0.0))
+        if math.isclose(scale, stage.scale, rel_tol=1e-6):
+            scale = stage.scale  # a schedule rounds the ratio of two rates anew at every step
         new = dataclasses.replace(stage, scale=scale, rate=own * scale, lifted=lifted)
         evidence = (
             f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "

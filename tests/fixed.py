@@ -31,7 +31,12 @@ def net() -> nn.Sequential:
     """Three stages: 0 with its norm, 3, 5."""
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)
+        nn.Linear(6, 16),
+        nn.BatchNorm1d(16),
+        nn.Tanh(),
+        nn.Linear(16, 8),
+        nn.Tanh(),
+        nn.Linear(8, 3),
     )
 
 
@@ -45,7 +50,9 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]) -> None:
+def one_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]
+) -> None:
     optimizer.zero_grad()
     loss_of(model, batch).backward()
     optimizer.step()

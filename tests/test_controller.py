@@ -613,7 +613,9 @@ def test_a_compiled_step_scales_too() -> None:
         wrapped.zero_grad()
         loss_of(ours, batch).backward()
         compiled()
-    assert all(torch.allclose(a, b) for a, b in zip(ours.parameters(), eager.parameters(), strict=True))
+    assert all(
+        torch.allclose(a, b) for a, b in zip(ours.parameters(), eager.parameters(), strict=True)
+    )
     assert wrapped.policy.asked == plain.policy.asked == probes(2, 5)
     assert [g["lr"] for g in wrapped.param_groups] == [0.05]
 

@@ -33,7 +33,9 @@ def assert_equal(a: History, b: History) -> None:
     for stage in a.stages:
         for field in dataclasses.fields(type(a.readings[0].stages[stage])):
             if field.name not in ("histogram", "estimator"):
-                np.testing.assert_array_equal(a.series(stage, field.name), b.series(stage, field.name))
+                np.testing.assert_array_equal(
+                    a.series(stage, field.name), b.series(stage, field.name)
+                )
         for name in ("rate", "scale"):
             np.testing.assert_array_equal(a.series(stage, name), b.series(stage, name))
         np.testing.assert_array_equal(a.histogram(stage), b.histogram(stage))
@@ -71,7 +73,6 @@ def test_round_trip_is_exact(
     history.save(path)
     loaded = History.load(path)
     assert_equal(history, loaded)
-    assert loaded.observations() == loaded.observations() or rows  # readable at all
     loaded.save(path)
     assert_equal(history, History.load(path))
     assert os.listdir(tmp_path) == ["history.npz"]
@@ -148,7 +149,7 @@ def test_thinning_keeps_the_beginning_the_end_and_what_was_decided(budget: int) 
     assert steps == sorted(steps)
     assert history.series("a", "displacement").tolist() == [s / 1000 for s in steps]
     assert len(history.observations()) == len(steps)
-    assert max(np.diff(steps)) < 500
+    assert max(np.diff(steps)) <= 8 * 1000 // budget
 
 
 def test_memory_is_bounded_even_if_every_reading_decides() -> None:
@@ -170,17 +171,11 @@ def test_damaged_or_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "history.npz"
     history_of({"a": [stage_reading(0.1)] * 40}, {"a": 0.1}).save(path)
     good = path.read_bytes()
-    broken = {
-        "empty": b"",
-        "text": b"not a zip at all",
-        "cut off": good[: len(good) // 2],
-        "overwritten": good[:200] + bytes(200) + good[400:],
-    }
-    for name, content in broken.items():
+    overwritten = good[:200] + bytes(200) + good[400:]
+    for content in (b"", b"not a zip at all", good[: len(good) // 2], overwritten):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"history\.npz is not a readable density history"):
             History.load(path)
-        assert name
     np.savez(path, weights=np.ones(3))
     with pytest.raises(ValueError, match="is not a readable density history"):
         History.load(path)
@@ -192,9 +187,7 @@ def test_damaged_or_foreign_files(tmp_path: Path) -> None:
         History.load(path)
 
 
-def test_a_failed_save_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "history.npz"
     history = history_of({"a": [stage_reading(0.1)]}, {"a": 0.1})
     history.save(path)

@@ -123,7 +123,9 @@ def test_numbers_of_a_stage_are_means_over_its_layers() -> None:
     assert seen.rms == pytest.approx(np.mean([np.sqrt((p**2).mean()) for p in parts]))
     near = [(np.abs(p) <= 0.1 * np.sqrt((p**2).mean())).mean() for p in parts]
     assert seen.near_zero == seen.untrained == pytest.approx(np.mean(near))
-    assert seen.near_zero_absolute == pytest.approx(np.mean([(np.abs(p) <= 0.05).mean() for p in parts]))
+    assert seen.near_zero_absolute == pytest.approx(
+        np.mean([(np.abs(p) <= 0.05).mean() for p in parts])
+    )
     assert seen.histogram.sum() == 100
 
 

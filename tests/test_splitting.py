@@ -162,7 +162,9 @@ def test_a_rate_set_during_the_step_is_meant() -> None:
 def test_a_tensor_rate_shared_by_all_groups_is_not_written_to() -> None:
     model = net()
     rate = torch.tensor(0.01)
-    optimizer = torch.optim.Adam([{"params": c.parameters()} for c in model], lr=rate, foreach=False)
+    optimizer = torch.optim.Adam(
+        [{"params": c.parameters()} for c in model], lr=rate, foreach=False
+    )
     shared = [g["lr"] for g in optimizer.param_groups]
     scaling = Scaling(optimizer)
     scaling.apply(factors(model, optimizer))

@@ -103,9 +103,7 @@ def test_vision_transformer() -> None:
     # The class token stands before every layer and joins the first stage.
     assert "class_token" in stages["conv_proj"].parameters
     assert any(
-        isinstance(t, nn.MultiheadAttention)
-        for s in stages.values()
-        for t in s.taps.values()
+        isinstance(t, nn.MultiheadAttention) for s in stages.values() for t in s.taps.values()
     )
 
 
@@ -192,9 +190,7 @@ def test_frozen_parameters_are_listed_but_need_no_stage() -> None:
 
 def test_patterns() -> None:
     model = resnet18()
-    stages = find_stages(
-        model, {"first": ["conv1", "bn1"], "rest": ["layer*"], "head": "fc"}
-    )
+    stages = find_stages(model, {"first": ["conv1", "bn1"], "rest": ["layer*"], "head": "fc"})
     assert list(stages) == ["first", "rest", "head"]
     assert_partition(model, stages)
     # The first stage that claims a parameter gets it.

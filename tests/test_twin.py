@@ -81,9 +81,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[..., 
         lambda m, x: m(query=x, key=x, value=x),
     ),
 }
-FIRST_PROBE: dict[
-    str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[..., object]]
-] = {
+FIRST_PROBE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[..., object]]] = {
     "attention with dropout": (
         lambda: nn.MultiheadAttention(8, 2, dropout=0.5),
         (5, 7, 8),
