@@ -62,7 +62,8 @@ class DensityLR(Optimizer):
         TypeError: ``optimizer`` is not an ``Optimizer``, or ``model`` not a module.
         ValueError: no such mode; an optimizer that misses all of a stage's trainable
             parameters, or is wrapped already; an optimizer that wants one rate for the whole
-            model; and as in `find_stages`. Nothing has been changed then.
+            model; training in several processes, unless ``observe_only``; and as in
+            `find_stages`. Nothing has been changed then.
 
     Example::
 
@@ -90,6 +91,7 @@ class DensityLR(Optimizer):
         law = LiftOff(mode)
         check_every(every)
         _check_optimizer(optimizer)
+        _check_processes(observe_only)
         self.stages: dict[str, Stage] = find_stages(model, stages)
         self.inner = optimizer
         self.mode = mode
@@ -362,6 +364,18 @@ def _check_optimizer(optimizer: Optimizer) -> None:
     for i, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             raise ValueError(f"param_groups[{i}] of {name} has no 'lr' to scale")
+
+
+def _check_processes(observe_only: bool) -> None:
+    distributed = torch.distributed
+    if observe_only or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() > 1:
+        raise ValueError(
+            f"training runs in {distributed.get_world_size()} processes, and each would set its "
+            "rates by its own batches, so that replicas diverge: pass observe_only=True, or find "
+            "the rates in one process"
+        )
 
 
 def _owners(optimizer: Optimizer, stages: Mapping[str, Stage]) -> list[list[str | None]]:

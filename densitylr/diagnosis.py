@@ -108,8 +108,8 @@ def _still(history: History, stage: str) -> Diagnosis | None:
         stage,
         "starved",
         int(history.steps[0]),
-        f"no stage has moved by more than 3 % in {history.steps[-1]} steps, this one by {moved:.1%} "
-        f"at rate {rate:.1e}",
+        f"no stage has moved by more than 3 % in {history.steps[-1]} steps, this one by "
+        f"{moved:.1%} at rate {rate:.1e}",
         "no group has a larger rate to go by: raise the learning rate, or use mode='free'",
     )
 

@@ -155,8 +155,10 @@ def test_an_armed_monitor_waits_for_a_training_forward(measured: list[int]) -> N
     monitor.arm()
     assert monitor.collect(0) is None
     model.eval()(x)
+    with torch.no_grad():
+        model.train()(x)
     assert monitor.collect(0) is None
-    model.train()(x)
+    model(x)
     reading = monitor.collect(7)
     assert reading is not None
     assert reading.step == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -46,7 +47,7 @@ def test_repair_only_raises_up_to_the_largest_rate_until_lift_off(
         cap = max(a, b) / rates[name]
         scales = [1.0, *(s.stages[name].scale for s in states)]
         assert all(1 <= now <= max(1.0, cap) for now in scales)
-        for i, (before, now) in enumerate(zip(scales, scales[1:], strict=False)):
+        for i, (before, now) in enumerate(itertools.pairwise(scales)):
             assert now >= before
             assert now <= before * law.leap * (1 + 1e-12)
             if now > before:  # not a reading too soon: it was behind, and not lifted off

@@ -97,7 +97,7 @@ def test_vision_transformer() -> None:
     )
     stages = find_stages(model)
     assert_partition(model, stages)
-    assert list(stages)[0] == "conv_proj"
+    assert next(iter(stages)) == "conv_proj"
     assert list(stages)[-1] == "heads"
     assert sum("encoder_layer_" in name for name in stages) == 4
     # The class token stands before every layer and joins the first stage.
