@@ -36,7 +36,8 @@ class DensityLR(Optimizer):
     It is used in place of ``optimizer``: in the training loop, by schedulers, by ``GradScaler``,
     in checkpoints. ``param_groups``, ``state`` and ``defaults`` are those of ``optimizer``,
     live, and hold the user's own rates at all times; a stage's scale is on them only while
-    a step runs. Stepping ``optimizer`` itself does the same.
+    a step runs. Stepping ``optimizer`` itself does the same, as long as the ``DensityLR`` is
+    referred to.
 
     Args:
         optimizer: the user's optimizer, built on parameters of ``model``.

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,18 +128,15 @@ class History:
         }
         arrays["histogram"] = np.array([self.histogram(s) for s in stages], dtype=np.int64)
         target = Path(path)
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            try:
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with open(partial, "wb") as file:
                 np.savez_compressed(
                     file, allow_pickle=False, steps=self.steps, meta=json.dumps(meta), **arrays
                 )
-                file.close()
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:

@@ -23,6 +23,11 @@ __all__ = ["MODES", "LawState", "LiftOff", "Policy", "StageState", "simulate"]
 
 MODES = ("repair", "warmup", "free")
 
+ROUNDING = 1e-6
+"""A schedule rounds the ratio of two rates anew at every step; that is no change."""
+
+LARGEST = " (the largest you gave)"
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -100,7 +105,7 @@ class LiftOff:
     ``leap`` instead: ``D`` is visible above ``visible`` and above ``2 / sqrt(n)``, n being the
     near-zero outputs counted, the scale of its sampling noise. A change that was solved for is
     kept within ``shrink`` … ``growth``; at lift-off the rate may still be lowered, then it
-    stays. ``warmup`` keeps to the largest rate of the user's.
+    stays. ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
 
     Args:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
@@ -112,6 +117,7 @@ class LiftOff:
         visible: displacement below which ``D`` says nothing but "too little".
         leap: largest raise of ``repair``, and of a rate while ``D`` is not visible.
         shrink: smallest factor of one change.
+        reach: largest scale of ``free``; a stage that no rate can move is raised no further.
 
     Raises:
         ValueError: no such mode, or a constant out of its range.
@@ -126,11 +132,12 @@ class LiftOff:
     visible: float = 0.001
     leap: float = 16.0
     shrink: float = 1 / 20
+    reach: float = 1e6
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        for name in ("delta", "patience", "start", "speed", "visible"):
+        for name in ("delta", "patience", "start", "speed", "visible", "reach"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("growth", "leap"):
@@ -157,17 +164,23 @@ class LiftOff:
             )
             seen = reading.stages[name]
             if own > 0 and math.isfinite(seen.displacement) and not old.lifted:
-                new, decision = self._judge(name, new, reading, own, ceiling)
+                new, decision = self._judge(name, new, reading, own, self._cap(own, ceiling))
                 decisions += [decision] if decision else []
+            elif own > 0 and new.scale > self._cap(own, ceiling) * (1 + ROUNDING):
+                new, decision = _lowered(name, new, reading, own, self._cap(own, ceiling))
+                decisions.append(decision)
             stages[name] = new
         return LawState(stages), decisions
 
+    def _cap(self, own: float, ceiling: float) -> float:
+        """The largest scale of a stage whose own rate is ``own``."""
+        return self.reach if self.mode == "free" else ceiling / own
+
     def _judge(
-        self, name: str, stage: StageState, reading: Reading, own: float, ceiling: float
+        self, name: str, stage: StageState, reading: Reading, own: float, cap: float
     ) -> tuple[StageState, Decision | None]:
         seen = reading.stages[name]
         moved = seen.displacement
-        cap = math.inf if self.mode == "free" else ceiling / own
         lifted = moved >= self.delta
         steps = stage.step - (stage.first or 0)
         expected = self.delta * min(1.0, steps / self.patience)
@@ -185,9 +198,9 @@ class LiftOff:
             factor = self.speed * stage.spent / moved / stage.rate
             factor = min(1.0 if lifted else self.growth, max(self.shrink, factor))
             want = f"moved {moved:.2%} for {stage.spent:.2g} of rate spent"
-        scale = min(stage.scale * factor, max(cap, stage.scale if self.mode == "repair" else 0.0))
-        if math.isclose(scale, stage.scale, rel_tol=1e-6):
-            scale = stage.scale  # a schedule rounds the ratio of two rates anew at every step
+        scale = min(stage.scale * factor, cap)
+        if math.isclose(scale, stage.scale, rel_tol=ROUNDING):
+            scale = stage.scale
         new = dataclasses.replace(stage, scale=scale, rate=own * scale, lifted=lifted)
         evidence = (
             f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
@@ -205,11 +218,21 @@ class LiftOff:
         if scale == stage.scale:
             change = f"; rate stays {new.rate:.1e}, {scale:.4g} times yours"
         elif scale == cap:
-            change += " (the largest you gave)"
+            change += " (the largest it may have)" if self.mode == "free" else LARGEST
         reason = evidence + reason + change
         return new, Decision(
             reading.step, name, kind, stage.scale, scale, stage.rate, new.rate, reason
         )
+
+
+def _lowered(
+    name: str, stage: StageState, reading: Reading, own: float, cap: float
+) -> tuple[StageState, Decision]:
+    """A stage that has lifted off, after the user's rates have drawn closer together."""
+    new = dataclasses.replace(stage, scale=cap, rate=own * cap)
+    reason = f"your rates have changed; rate {stage.rate:.1e} → {new.rate:.1e}{LARGEST}"
+    decision = Decision(reading.step, name, "lower", stage.scale, cap, stage.rate, new.rate, reason)
+    return new, decision
 
 
 def simulate(policy: Policy, history: History) -> tuple[LawState, list[Decision]]:

@@ -282,3 +282,25 @@ def test_repair_of_a_linear_plant_stays_between_the_rates(log_s: float, log_gap:
     if sensitivity * ceiling >= 0.01:  # at the largest rate it would need ten steps
         assert lifted
         assert steps <= 60
+
+
+def test_free_stops_at_its_reach_where_nothing_moves() -> None:
+    law = LiftOff("free")
+    state = law.init(["dead"])
+    for step in range(0, 200, 5):
+        state, _ = law.decide(state, reading(step, {"dead": 0.0}), {"dead": 0.1}, 0.1)
+    assert state.scales == {"dead": law.reach}
+
+
+def test_repair_gives_back_what_the_user_has_taken() -> None:
+    law = LiftOff("repair")
+    state = law.init(["early"])
+    for step in range(0, 40, 5):
+        moved = {"early": 0.0 if step < 30 else 0.5}
+        state, _ = law.decide(state, reading(step, moved), {"early": 1e-3}, 1e-1)
+    assert state.scales == {"early": 100.0}
+    assert state.stages["early"].lifted
+    state, (decision,) = law.decide(state, reading(40, {"early": 0.5}), {"early": 1e-2}, 1e-1)
+    assert state.scales["early"] == pytest.approx(10)
+    assert decision.kind == "lower"
+    assert "your rates have changed; rate 1.0e+00 → 1.0e-01" in decision.reason
