@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.results import Run, find_runs
-from experiments.stats import gap_closed, paired_difference
+from experiments.stats import Estimate, gap_closed, paired_difference
 
 __all__ = ["Claim", "claims", "main"]
 
@@ -67,6 +67,13 @@ def _paired(*arms: dict[int, Run]) -> tuple[list[int], list[list[float]]]:
     return seeds, [[arm[s].final["accuracy"] or 0.0 for s in seeds] for arm in arms]
 
 
+def _interval(difference: Estimate) -> str:
+    if difference.low is None or difference.high is None:
+        return f"{difference.effect:+.4f} (n={difference.n}, no interval)"
+    between = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    return f"{difference.effect:+.4f} (95 % {between}, n={difference.n})"
+
+
 def _gap(optimizer: str, runs: Runs) -> Claim:
     text = f"{optimizer}, geometric 1e-3: repair closes at least 90 % of the mean gap to flat"
     arms = [runs.get((optimizer, a), {}) for a in ("geometric/repair", "geometric/fixed")]
@@ -79,10 +86,9 @@ def _gap(optimizer: str, runs: Runs) -> Claim:
     return Claim(
         text,
         gap.fraction >= 0.9,
-        f"closed {gap.fraction:.0%} (95 % {interval}, n={gap.n}); accuracy fixed "
+        f"closed {gap.fraction:.0%} (95 % {interval}); accuracy fixed "
         f"{np.mean(fixed):.4f}, repair {np.mean(controlled):.4f}, flat {np.mean(flat):.4f}; "
-        f"repair − fixed {difference.effect:+.4f} (95 % {difference.low:+.4f} to "
-        f"{difference.high:+.4f})",
+        f"repair − fixed {_interval(difference)}",
     )
 
 
@@ -107,9 +113,7 @@ def _near_flat(mode: str, optimizer: str, reference: Runs, runs: Runs) -> Claim:
     return Claim(
         text,
         difference.effect >= -WITHIN,
-        f"{mode} {np.mean(ours):.4f}, flat {np.mean(flat):.4f}, difference "
-        f"{difference.effect:+.4f} (95 % {difference.low:+.4f} to {difference.high:+.4f}, "
-        f"n={difference.n})",
+        f"{mode} {np.mean(ours):.4f}, flat {np.mean(flat):.4f}, difference {_interval(difference)}",
     )
 
 
