@@ -97,5 +97,6 @@ def measure(a: Tensor, rms0: Tensor, out: Tensor) -> None:
     zero = (magnitude == 0).sum()
     numbers = (count, values.numel() - count, near, absolute, now, zero)
     moments = (mean, variance.sqrt(), present, rms0)
-    out[:10] = torch.stack([x.to(out.dtype) for x in (*numbers, *moments)])
+    row = torch.stack([x.to(out.dtype) for x in (*numbers, *moments)])
+    out[: len(row)] = row
     out[len(COLUMNS) :] = bins

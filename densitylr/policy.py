@@ -163,17 +163,20 @@ class LiftOff:
                 old, first=first, step=reading.step, rate=own * old.scale, spent=spent
             )
             seen = reading.stages[name]
+            decision = None
+            cap = self._cap(own, ceiling)
             if own > 0 and math.isfinite(seen.displacement) and not old.lifted:
-                new, decision = self._judge(name, new, reading, own, self._cap(own, ceiling))
-                decisions += [decision] if decision else []
-            elif own > 0 and new.scale > self._cap(own, ceiling) * (1 + ROUNDING):
-                new, decision = _lowered(name, new, reading, own, self._cap(own, ceiling))
-                decisions.append(decision)
+                new, decision = self._judge(name, new, reading, own, cap)
+            elif new.scale > cap * (1 + ROUNDING):
+                new, decision = _lowered(name, new, reading, own, cap)
             stages[name] = new
+            decisions += [decision] if decision else []
         return LawState(stages), decisions
 
     def _cap(self, own: float, ceiling: float) -> float:
         """The largest scale of a stage whose own rate is ``own``."""
+        if own == 0:
+            return math.inf  # no scale moves a rate of zero
         return self.reach if self.mode == "free" else ceiling / own
 
     def _judge(

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from densitylr.policy import MODES
+
 __all__ = ["Config", "arm_name", "check", "register"]
 
 
@@ -87,7 +89,7 @@ CHOICES = {
     "optimizer.schedule": ("constant", "cosine"),
     "profile.name": ("flat", "geometric", "slice", "one-stage", "random"),
     "controller.name": ("fixed", "density", "update-ratio"),
-    "controller.mode": ("repair", "warmup", "free"),
+    "controller.mode": MODES,
     "study.primary": ("accuracy", "macro_f1", "test_loss"),
 }
 POSITIVE = (

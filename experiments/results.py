@@ -23,7 +23,7 @@ import yaml
 
 from densitylr.history import History
 
-__all__ = ["METRICS", "STATUSES", "Run", "find_runs", "read_run"]
+__all__ = ["COLUMNS", "METRICS", "STATUSES", "Run", "find_runs", "read_run"]
 
 STATUSES = ("done", "diverged", "failed", "incomplete", "broken", "duplicate")
 METRICS = ("accuracy", "macro_f1", "test_loss", "train_loss")

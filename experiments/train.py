@@ -30,8 +30,7 @@ from experiments.arms import build_model, build_optimizer, controlled, profile_r
 from experiments.config import Config, arm_name, check, register
 from experiments.data import load
 from experiments.loop import Row, fingerprint, train
-
-FIELDS = ("step", "seconds", "train_loss", "test_loss", "accuracy", "macro_f1")
+from experiments.results import COLUMNS
 
 
 def run_folder(config: Config, resolved: str) -> Path:
@@ -114,7 +113,7 @@ def execute(config: Config, folder: Path) -> dict[str, Any]:
 
 def _table(rows: list[Row]) -> str:
     text = io.StringIO()
-    table = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")
+    table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
     table.writerows({k: v for k, v in row.items() if v is not None} for row in rows)
     return text.getvalue()

@@ -44,9 +44,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def train(
-    model: nn.Module, steps: int, seed: int = 3, momentum: float = 0.9
-) -> tuple[list[float], list[Tensor], Tensor]:
+Trained = tuple[list[float], list[Tensor], Tensor]
+
+
+def train(model: nn.Module, steps: int, seed: int = 3, momentum: float = 0.9) -> Trained:
     torch.manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
     losses = []
@@ -61,15 +62,20 @@ def train(
     return losses, tensors, torch.get_rng_state()
 
 
+def assert_identical(plain: Trained, seen: Trained) -> None:
+    """Two results of `train`: losses, parameters and buffers, random state."""
+    assert plain[0] == seen[0]
+    assert all(torch.equal(a, b) for a, b in zip(plain[1], seen[1], strict=True))
+    assert torch.equal(plain[2], seen[2])
+
+
 def test_training_is_the_same_bit_for_bit() -> None:
     bare, watched = mlp(), mlp()
     watched.load_state_dict(bare.state_dict())
     plain = train(bare, 12)
     with DensityMonitor(watched, every=2) as monitor:
         seen = train(watched, 12)
-    assert plain[0] == seen[0]
-    assert all(torch.equal(a, b) for a, b in zip(plain[1], seen[1], strict=True))
-    assert torch.equal(plain[2], seen[2])
+    assert_identical(plain, seen)
     assert len(monitor.history) == 6
 
 
@@ -90,9 +96,7 @@ def test_dropout_inside_and_spectral_norm_are_not_disturbed(recurrent: bool) -> 
     plain = train(bare, 6)
     with DensityMonitor(watched, every=1) as monitor:
         seen = train(watched, 6)
-    assert plain[0] == seen[0]
-    assert all(torch.equal(a, b) for a, b in zip(plain[1], seen[1], strict=True))
-    assert torch.equal(plain[2], seen[2])
+    assert_identical(plain, seen)
     assert len(set(monitor.history.series("head", "rms"))) == 6
 
 
