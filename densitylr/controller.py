@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from densitylr.cadence import Cadence, check_every
 from densitylr.checks import check_optimizer, check_processes, owners
 from densitylr.diagnosis import diagnose
 from densitylr.gradients import without_gradient
 from densitylr.history import History
-from densitylr.monitor import DensityMonitor, check_every
+from densitylr.monitor import DensityMonitor
 from densitylr.policy import LawState, LiftOff, Policy
 from densitylr.pretrained import pretrained_stages
 from densitylr.records import Decision, Diagnosis
@@ -27,9 +28,6 @@ __all__ = ["DensityLR"]
 
 _log = logging.getLogger("densitylr")
 _STATE_KEY = "densitylr"
-
-EARLY = 20
-"""Steps with probes twice as often: what a starved stage loses here it does not get back."""
 
 SKIPPED = 3
 """Steps skipped in a row after which ``recover`` looks for a collapse without a step."""
@@ -52,8 +50,9 @@ class DensityLR(Optimizer):
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
             alive, up to the same cap. ``"free"`` does so without a cap.
         stages: the user's own stages, as in `find_stages`.
-        every: optimizer steps from one probe to the next; half of that (rounded down) during
-            the first 20 steps.
+        every: optimizer steps from one probe to the next: half of that (rounded down) during
+            the first 20 steps; more, up to ten times as many, where nothing has been decided
+            for long (a twentieth of that time). With ``recover`` it is never more.
         policy: another `Policy` than ``LiftOff(mode)``; ``mode`` is then only a name.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough. A stage of a far too
@@ -113,6 +112,7 @@ class DensityLR(Optimizer):
         self.inner = optimizer
         self.mode = mode
         self.every = every
+        self._cadence = Cadence(every, steady=recover)
         self.observe_only = observe_only
         self.policy: Policy = policy if policy is not None else law
         self._owners = owners(optimizer, self.stages)
@@ -226,8 +226,7 @@ class DensityLR(Optimizer):
             self._monitor.arm()
 
     def _due(self) -> bool:
-        early = self._steps < EARLY and self._steps % max(1, self.every // 2) == 0
-        return early or self._steps % self.every == 0
+        return self._steps >= self._cadence.due
 
     def _go_back(self) -> None:
         target = self._recovery.go_back() if self._recovery is not None else None
@@ -251,6 +250,7 @@ class DensityLR(Optimizer):
         if self._recovery is not None:
             event = self._recovery.see(reading.step, found, rates, self.scales, self._law)
             decisions = [*decisions, event] if event is not None else decisions
+        self._cadence.looked(reading.step, bool(decisions))
         self.history.record(reading, rates, self.scales, decisions)
         for decision in decisions:
             self._say(decision)
@@ -351,6 +351,8 @@ class DensityLR(Optimizer):
         state = self.inner.state_dict()
         state[_STATE_KEY] = {
             "steps": self._steps,
+            "due": self._cadence.due,
+            "decided": self._cadence.decided,
             "mode": self.mode,
             "law": self._law.to_dict(),
             "history": self.history.state_dict(),
@@ -389,6 +391,8 @@ class DensityLR(Optimizer):
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _STATE_KEY})
         if ours is not None:
             self._steps = ours["steps"]
+            self._cadence.due = ours.get("due", self._steps)
+            self._cadence.decided = ours.get("decided", self._steps)
             self._law = LawState.from_dict(ours["law"])
             self.history.load_state_dict(ours["history"])
             if self._recovery is not None and "recovery" in ours:

@@ -1,28 +1,36 @@
-"""The statistics of one tap at one probe: a tensor in, one row of numbers out.
+"""The statistics of taps at one probe: rows of outputs in, one row of numbers each out.
 
 Near-zero density in the sense of this package is *relative*: the share of a layer's outputs
-that are small against the scale of the same layer, untrained: ``|a| <= tau * rms0``. Two other
+that are small against the scale of the same layer, untrained: ``|a| < TAU * rms0``. Two other
 numbers that are often given the same name have names of their own here: ``near_zero_absolute``
 (``|a| <= 0.05``) and ``exactly_zero``.
 
-A row is laid out as ``COLUMNS`` followed by ``BINS`` histogram counts. Everything stays on the
-tensor's device: no function here waits for it.
+`measure` makes a handful of passes over a matrix, whatever the number of taps in it, and never
+waits for a device; `summarise` turns its sums into numbers on the host.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
     "BINS",
+    "CODES",
     "COLUMNS",
     "EDGES",
     "TAU",
+    "Scratch",
+    "channel_slots",
+    "channel_weights",
+    "dormant",
     "loudness",
     "measure",
-    "near_zero_count",
     "row_dtype",
+    "summarise",
     "variety",
 ]
 
@@ -31,31 +39,69 @@ TAU = 0.1
 
 ABSOLUTE = 0.05
 
+DORMANT = 0.025
+"""A channel is dormant below this share of its layer's mean magnitude (Sokar et al., 2023)."""
+
+CHANNELS = 256
+"""Most channels of a tap that are looked at one by one: of more, each second, third …"""
+
 FEW = 8
 """Examples below which their variance says nothing."""
 
 COLUMNS = (
     "count",  # finite elements
-    "nonfinite",  # NaN and infinities, left out of everything else
-    "near_zero",  # |a| <= TAU * rms0
     "near_zero_absolute",  # |a| <= 0.05
     "near_zero_present",  # |a| <= TAU * rms(a): against the present, not the untrained scale
-    "exactly_zero",
-    "mean",
-    "std",
-    "rms",
-    "rms0",  # the untrained RMS that near_zero was counted against
-    "reference_count",  # finite elements of the untrained twin's output
-    "reference_near_zero",  # near-zero elements of the untrained twin's output
-    "variety",  # share of the mean square that is variance over the examples
-    "peak",  # the largest RMS of a forward since the last probe, NaN if one was not finite
+    "sum",
+    "square",  # sum of squares
+    "rms0",  # the untrained RMS that the codes are in units of
 )
 
-# A third of an octave a bin, with TAU on an edge: magnitudes from 0.003 to 6.4 untrained RMS.
-EDGES: tuple[float, ...] = tuple(TAU * 2.0 ** (k / 3) for k in range(-15, 19))
-"""Upper edges of the histogram bins in units of rms0; a last bin holds everything above."""
+# Four bins an octave, TAU on an edge: magnitudes from 0.003 to 6.4 untrained RMS. A float32
+# above 0 has its exponent and the first two bits of its mantissa in its upper 11 bits: shifted
+# down, they are the *code* of |a| / (TAU * rms0), found in a twentieth of the time of a search.
+_SHIFT = 21
+_ONE = 127 * 4  # the code of 1.0
+_OCTAVES = (-5, 6)
+_FIRST = _ONE + 4 * _OCTAVES[0]
+_LAST = _ONE + 4 * _OCTAVES[1]
+_SUBNORMAL = 4  # codes below this: zero, or less than 2**-126
+CODES = 256 * 4
+"""Number of codes; `summarise` makes a histogram of them."""
+
+
+EDGES: tuple[float, ...] = tuple(
+    TAU * 2.0 ** (step // 4) * (1 + step % 4 / 4)
+    for step in range(4 * _OCTAVES[0], 4 * _OCTAVES[1] + 1)
+)
+"""Upper edges of the histogram bins in units of rms0, exclusive; a last bin holds the rest."""
 
 BINS = len(EDGES) + 1
+
+_NEAR = EDGES.index(TAU) + 1
+
+TINY = 1e-37
+"""Least ``TAU * rms0`` to divide by: a layer that starts from zeros has an untrained RMS of 0."""
+
+
+class Scratch:
+    """Memory that `measure` works in, kept from probe to probe.
+
+    Args:
+        elements: size of the largest matrix it serves.
+        device: where.
+    """
+
+    def __init__(self, elements: int, device: torch.device) -> None:
+        self.magnitude = torch.empty(elements, device=device)
+        self.flags = torch.empty(elements, device=device)
+        self.wide = torch.empty(elements, device=device, dtype=row_dtype(device))
+
+    def shaped(self, rows: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Its three parts as matrices."""
+        parts = (self.magnitude, self.flags, self.wide)
+        a, b, c = (part[: rows * n].view(rows, n) for part in parts)
+        return a, b, c
 
 
 def row_dtype(device: torch.device) -> torch.dtype:
@@ -63,26 +109,136 @@ def row_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def near_zero_count(a: Tensor, rms0: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the finite elements of ``a`` and those with ``|a| <= TAU * rms0``.
+def measure(
+    values: Tensor, rms0: Tensor, untrained: Tensor, scratch: Scratch | None = None
+) -> Tensor:
+    """Statistics of each row.
 
     Args:
-        a: any shape and floating dtype.
-        rms0: 0-dim, float32.
+        values: ``[rows, n]``, float32; rows shorter than ``n`` are padded with NaN.
+        rms0: ``[rows]``, float32, the untrained RMS; NaN where it is not known yet.
+        untrained: int64 ``[rows]``: where it is to be found: the row of the untrained twin, or
+            of the values themselves (for twins); -1 takes ``rms0`` or, where that is not known,
+            the row's own.
+        scratch: memory to use, for ``rows * n`` elements.
 
     Returns:
-        Two 0-dim int64 tensors, finite and near-zero.
+        ``[rows, len(COLUMNS) + CODES]`` in `row_dtype`: `COLUMNS`, then how often each code
+        occurs. Thresholds and ratios are rounded to float32; sums are in `row_dtype`.
     """
-    magnitude = a.detach().float().abs()
-    return torch.isfinite(magnitude).sum(), (magnitude <= TAU * rms0).sum()
+    rows, n = values.shape
+    scratch = scratch or Scratch(rows * n, values.device)
+    magnitude, flags, wide = scratch.shaped(rows, n)
+    # A float32 sum of ones is exact up to 2**24.
+    counter = None if n < 2**24 else row_dtype(values.device)
+
+    def at_most(limit: float | Tensor) -> Tensor:
+        return torch.le(magnitude, limit, out=flags).sum(1, dtype=counter)
+
+    torch.abs(values, out=magnitude)
+    count = at_most(torch.finfo(torch.float32).max)
+    absolute = at_most(ABSOLUTE)
+    wide.copy_(torch.nan_to_num(values, 0.0, 0.0, 0.0, out=flags))
+    total = wide.sum(1)
+    square = wide.mul_(wide).sum(1)
+    # NaN where nothing is finite, and a positive one: a code has no sign.
+    rms = (square / count).sqrt().float().abs()
+    present = at_most((TAU * rms)[:, None])
+    own = torch.where(rms0.isnan(), rms, rms0)
+    rms0 = torch.where(untrained < 0, own, rms[untrained])
+    codes = magnitude.mul_(1 / (TAU * rms0).clamp(min=TINY)[:, None]).view(torch.int32)
+    codes.bitwise_right_shift_(_SHIFT)
+    # Each row counts in bins of its own.
+    codes += torch.arange(rows, dtype=torch.int32, device=values.device)[:, None] * CODES
+    numbers = torch.stack((count, absolute, present, total, square, rms0), 1)
+    return torch.cat((numbers, _tally(codes.view(-1), rows * CODES).view(rows, CODES)), 1)
 
 
-def rms(a: Tensor) -> Tensor:
-    """Root mean square of the finite elements, 0-dim float32; 0 for an empty tensor."""
-    values = a.detach().float()
-    finite = torch.isfinite(values)
-    total = torch.where(finite, values, 0).to(row_dtype(a.device)).square().sum()
-    return (total / finite.sum().clamp(min=1)).sqrt().float()
+def _tally(codes: Tensor, bins: int) -> Tensor:
+    """How often each of ``0 … bins - 1`` occurs, int64 ``[bins]``."""
+    if codes.device.type == "cpu":
+        return torch.bincount(codes, minlength=bins)
+    # There bincount waits for the largest code.
+    counts = torch.zeros(bins, dtype=torch.int64, device=codes.device)
+    return counts.scatter_add_(0, codes.long(), torch.ones_like(codes, dtype=torch.int64))
+
+
+def channel_slots(channels: Tensor) -> Tensor:
+    """Where `dormant` adds up each element: one of `CHANNELS`, or ``CHANNELS`` for none of them.
+
+    Args:
+        channels: the channel of each element of a row, int64 ``[n]``; -1 for none. Of more than
+            `CHANNELS` each second, third … is taken.
+    """
+    stride = int(channels.max()) // CHANNELS + 1 if len(channels) else 1
+    chosen = (channels >= 0) & (channels % stride == 0)
+    return torch.where(chosen, channels // stride, CHANNELS)
+
+
+def channel_weights(slots: Tensor) -> Tensor:
+    """`DORMANT` times the share of a row's elements that each channel has; NaN where none.
+
+    Args:
+        slots: int64 ``[n]``, from `channel_slots`.
+
+    Returns:
+        float32 ``[CHANNELS]``.
+    """
+    counts = torch.bincount(slots, minlength=CHANNELS + 1)[:-1].float()
+    return torch.where(counts > 0, DORMANT * counts / counts.sum(), torch.nan)
+
+
+def dormant(values: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+    """Share of each row's channels whose mean magnitude is at most `DORMANT` of the row's mean.
+
+    Args:
+        values: ``[rows, n]``, float32; NaN and infinities count as 0.
+        slots: int64 ``[rows, n]``, from `channel_slots`.
+        weights: ``[rows, CHANNELS]``, from `channel_weights`.
+
+    Returns:
+        ``[rows]``, float32; NaN where no element has a channel.
+    """
+    magnitude = torch.nan_to_num(values, 0.0, 0.0, 0.0).abs_()
+    sums = magnitude.new_zeros(len(values), CHANNELS + 1).scatter_add_(1, slots, magnitude)
+    sums = sums[:, :-1]
+    quiet = sums <= weights * sums.sum(1, keepdim=True)
+    return quiet.sum(1) / (~weights.isnan()).sum(1)
+
+
+def summarise(rows: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
+    """The numbers of each tap from the sums of `measure`.
+
+    Args:
+        rows: float64 ``[taps, len(COLUMNS) + CODES]``.
+        sizes: elements of each tap, without padding, ``[taps]``.
+
+    Returns:
+        Arrays ``[taps]``: the counts ``count``, ``nonfinite``, ``near_zero``,
+        ``near_zero_absolute``, ``near_zero_present`` and ``exactly_zero`` (which takes in what
+        is below ``2**-126 * TAU * rms0``); the moments ``mean``, ``std``, ``rms`` and ``rms0``,
+        in the units of the activation; and the ``histogram`` of ``|a| / rms0`` in the bins of
+        `EDGES`, ``[taps, BINS]``.
+    """
+    found = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+    codes = rows[:, len(COLUMNS) :]
+    n = np.maximum(found["count"], 1)
+    mean, square = found.pop("sum") / n, found.pop("square") / n
+    histogram = np.empty((len(rows), BINS), dtype=np.int64)
+    histogram[:, 0] = codes[:, :_FIRST].sum(1)
+    histogram[:, 1:-1] = codes[:, _FIRST:_LAST]
+    # The rest: a finite value in units of a tiny rms0 has the code of an infinite one.
+    histogram[:, -1] = found["count"] - histogram[:, :-1].sum(1)
+    return {
+        **found,
+        "nonfinite": sizes - found["count"],
+        "near_zero": histogram[:, :_NEAR].sum(1),
+        "exactly_zero": codes[:, :_SUBNORMAL].sum(1),
+        "mean": mean,
+        "std": np.sqrt(np.maximum(square - mean**2, 0)),
+        "rms": np.sqrt(square),
+        "histogram": histogram,
+    }
 
 
 def loudness(a: Tensor) -> Tensor:
@@ -107,35 +263,3 @@ def variety(a: Tensor, examples: int = 0) -> Tensor:
     if values.shape[examples] < FEW:
         return torch.full((), torch.nan, device=a.device)
     return values.var(examples, correction=0).mean() / values.square().mean()
-
-
-def measure(a: Tensor, rms0: Tensor, out: Tensor) -> None:
-    """Fill ``out`` with the statistics of ``a``.
-
-    Args:
-        a: the sampled outputs of a tap, any shape, stride and floating dtype; half precision
-            is compared in float32. Moments are sums in `row_dtype`.
-        rms0: the untrained RMS, 0-dim float32.
-        out: ``[len(COLUMNS) + BINS]``, overwritten except for the last four columns.
-    """
-    values = a.detach().reshape(-1).float()
-    finite = torch.isfinite(values)
-    count = finite.sum()
-    magnitude = torch.where(finite, values.abs(), torch.inf)
-    values = torch.where(finite, values, 0).to(out.dtype)
-    n = count.clamp(min=1)
-    mean = values.sum() / n
-    variance = torch.where(finite, values - mean, 0).square().sum() / n
-    present = (values.square().sum() / n).sqrt()
-    edges = torch.tensor(EDGES, device=values.device) * rms0
-    bins = torch.zeros(BINS, dtype=torch.int64, device=values.device)
-    bins.scatter_add_(0, torch.bucketize(magnitude, edges), finite.long())
-    near = bins[: EDGES.index(TAU) + 1].sum()
-    absolute = (magnitude <= ABSOLUTE).sum()
-    now = (magnitude <= TAU * present).sum()
-    zero = (magnitude == 0).sum()
-    numbers = (count, values.numel() - count, near, absolute, now, zero)
-    moments = (mean, variance.sqrt(), present, rms0)
-    row = torch.stack([x.to(out.dtype) for x in (*numbers, *moments)])
-    out[: len(row)] = row
-    out[len(COLUMNS) :] = bins

@@ -37,7 +37,9 @@ def without_gradient(reading: Reading, stages: Mapping[str, Stage]) -> Reading:
 
 def _all_zero(stage: Stage) -> bool:
     """Whether there are gradients, and nothing but zeros in them."""
-    found = [values for p in stage.parameters.values() if (values := _values(p)) is not None]
+    # The smallest is looked at first, as it is all that is read of a stage that is alive.
+    smallest_first = sorted(stage.parameters.values(), key=Tensor.numel)
+    found = [values for p in smallest_first if (values := _values(p)) is not None]
     return bool(found) and not any(bool(values.any()) for values in found)
 
 

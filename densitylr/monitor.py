@@ -2,77 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from densitylr.density import (
-    BINS,
-    COLUMNS,
-    loudness,
-    measure,
-    near_zero_count,
-    rms,
-    row_dtype,
-    variety,
-)
+from densitylr.averages import combine, numbers
+from densitylr.cadence import check_every
 from densitylr.history import History
-from densitylr.records import Reading, StageReading
+from densitylr.probe import Probe
+from densitylr.records import Reading
+from densitylr.sampling import tap_budget
 from densitylr.stages import Stage, find_stages, unwrap
-from densitylr.twin import Args, Kwargs, Sampler, first_tensor, make_twin
+from densitylr.taps import Tap
+from densitylr.twin import first_tensor
 
 __all__ = ["DensityMonitor"]
-
-_AT = {name: i for i, name in enumerate(COLUMNS)}
-
-
-class _Tap:
-    """A weight layer that is read, its twin, and what it is compared with."""
-
-    def __init__(self, name: str, layer: nn.Module, row: int, twin: bool) -> None:
-        self.name = name
-        self.row = row
-        self.sampler = Sampler(layer)
-        self.twin = make_twin(layer, self.sampler) if twin else None
-        self.estimator = "twin" if self.twin else "first-probe"
-        self.rms0: Tensor | None = None
-        self.reference: Tensor | None = None  # finite and near-zero counts
-        self.device: torch.device | None = None  # where it was read at this probe
-
-    def read(self, args: Args, kwargs: Kwargs, a: Tensor, out: Tensor) -> None:
-        """Fill row ``out`` from the layer's call, with the twin's answer beside it."""
-        a = self.sampler.batched(a)
-        sample = self.sampler(a)
-        answer = self.twin(args, kwargs, self.sampler.rows(a)) if self.twin else None
-        if answer is not None:
-            self.rms0 = rms(answer)
-            self.reference = torch.stack(near_zero_count(answer, self.rms0))
-        elif self.rms0 is None:
-            self.rms0 = rms(sample)
-        self.rms0 = self.rms0.to(sample.device)
-        measure(sample, self.rms0, out)
-        if self.reference is None:
-            self.reference = out[[_AT["count"], _AT["near_zero"]]].clone()
-        out[_AT["reference_count"] : _AT["reference_near_zero"] + 1] = self.reference
-
-    def watch(self, a: Tensor, out: Tensor, probe: bool) -> None:
-        """Keep the peak in row ``out``; at a probe, the variety over the examples, too."""
-        sample = self.sampler(a)
-        peak = out[_AT["peak"]]
-        torch.maximum(peak, loudness(sample).to(peak.dtype), out=peak)
-        if probe:
-            out[_AT["variety"]] = variety(sample, min(self.sampler.examples, sample.ndim - 1))
-
-    def let_twin_go(self) -> None:
-        if self.twin is not None:
-            self.twin = None
-            self.estimator = "first-probe" if self.reference is None else "last-twin"
 
 
 class _TapHook:
@@ -134,6 +82,8 @@ class DensityMonitor:
         twins: stages whose untrained twins are kept, by name; all of them by default.
         watching: read `StageReading.variety` at each probe and `StageReading.peak`, for which
             the RMS of each tap is taken at every training forward.
+        exact: read every output instead of a sample of at most 262,144 a
+            probe (and 65,536 a tap).
 
     Attributes:
         history: a `History` of all readings.
@@ -158,6 +108,7 @@ class DensityMonitor:
         *,
         twins: Collection[str] | None = None,
         watching: bool = False,
+        exact: bool = False,
     ) -> None:
         if every is not None:
             check_every(every)
@@ -169,12 +120,14 @@ class DensityMonitor:
         self.closed = False
         self.watching = watching
         self._warned: set[str] = set()
-        self._buffers: dict[torch.device, Tensor] = {}
-        self._taps: dict[str, _Tap] = {}
+        self._probes: dict[torch.device, Probe] = {}
+        self._taps: dict[str, Tap] = {}
+        taps = sum(len(stage.taps) for stage in self.stages.values())
+        self._budget = None if exact else tap_budget(taps)
         for stage in self.stages.values():
             for name, layer in stage.taps.items():
                 twin = twins is None or stage.name in twins
-                self._taps[name] = _Tap(name, layer, len(self._taps), twin)
+                self._taps[name] = Tap(name, layer, len(self._taps), twin=twin, budget=self._budget)
         self._handles = [
             layer.register_forward_hook(_TapHook(self, name), with_kwargs=True)
             for stage in self.stages.values()
@@ -200,7 +153,7 @@ class DensityMonitor:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._buffers.clear()
+        self._probes.clear()
         for tap in self._taps.values():
             tap.let_twin_go()
         self.armed, self.watching, self.closed = False, False, True
@@ -223,19 +176,13 @@ class DensityMonitor:
         Returns:
             None if no tap was called since `arm`; the probe then goes on.
         """
-        used = {tap.device for tap in self._taps.values() if tap.device is not None}
-        if not self.armed or not used:
+        read = [tap for tap in self._taps.values() if tap.device is not None]
+        if not self.armed or not read:
             return None
         self.armed = False
-        host = {d: self._buffers[d].cpu().double().numpy() for d in used}
-        rows = {
-            tap.name: (tap, host[tap.device][tap.row])
-            for tap in self._taps.values()
-            if tap.device is not None
-        }
-        reading = Reading(
-            step, {s.name: _combine(s, rows, self.watching) for s in self.stages.values()}
-        )
+        devices = {tap.device for tap in read}
+        host = {d: self._probes[d].finish().cpu().double().numpy() for d in devices if d}
+        reading = Reading(step, combine(self.stages, numbers(read, self._probes, host)))
         self.forget_peaks()
         for name, seen in reading.stages.items():
             if seen.nonfinite and name not in self._warned:
@@ -250,8 +197,8 @@ class DensityMonitor:
 
     def forget_peaks(self) -> None:
         """The next `StageReading.peak` is over the forwards from here on."""
-        for buffer in self._buffers.values():
-            buffer[:, _AT["peak"]] = 0
+        for probe in self._probes.values():
+            probe.forget_peaks()
 
     def let_twin_go(self, stage: str) -> None:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
@@ -265,16 +212,17 @@ class DensityMonitor:
         if not (probe or self.watching) or a is None or not a.numel():
             return
         with torch.no_grad():
-            if a.device not in self._buffers:
-                shape = (len(self._taps), len(COLUMNS) + BINS)
-                self._buffers[a.device] = torch.zeros(
-                    shape, dtype=row_dtype(a.device), device=a.device
+            if a.device not in self._probes:
+                taps = self._taps.values()
+                twins = [tap.row for tap in taps if tap.twin is not None]
+                self._probes[a.device] = Probe(
+                    len(taps), twins, self._budget or 0, a.device, watching=self.watching
                 )
-            row = self._buffers[a.device][tap.row]
+            here = self._probes[a.device]
             if probe:
-                tap.read(args, kwargs, a.detach(), row)
+                tap.read(args, kwargs, a.detach(), here)
             if self.watching:
-                tap.watch(a.detach(), row, probe)
+                tap.watch(a.detach(), here.rows[tap.row], probe)
         if probe:
             tap.device = a.device
 
@@ -287,56 +235,3 @@ class DensityMonitor:
         if reading is not None:
             self.history.record(reading)
         self.step += 1
-
-
-def check_every(every: int) -> None:
-    """Raise ValueError unless ``every`` is a positive integer."""
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a positive number of steps, got {every!r}")
-
-
-def _combine(
-    stage: Stage, rows: Mapping[str, tuple[_Tap, np.ndarray]], watched: bool
-) -> StageReading:
-    """Means over the taps of a stage that were read and hold a finite element."""
-    own = [rows[name] for name in stage.taps if name in rows]
-    nonfinite = int(sum(row[_AT["nonfinite"]] for _, row in own))
-    histogram = sum((row[len(COLUMNS) :] for _, row in own), np.zeros(BINS)).astype(np.int64)
-    live = [(tap, row) for tap, row in own if row[_AT["count"]] and row[_AT["reference_count"]]]
-    if not live:
-        unread = dict.fromkeys(_AVERAGED, math.nan)
-        return StageReading(
-            **unread,
-            untrained=math.nan,
-            displacement=math.nan,
-            estimator="first-probe",
-            count=0,
-            nonfinite=nonfinite,
-            histogram=histogram,
-        )
-    averaged = _AVERAGED + (_WATCHED if watched else ())
-    shares = []
-    references = []
-    moved = []
-    for _, row in live:
-        n, near = row[_AT["count"]], row[_AT["near_zero"]]
-        n0, near0 = row[_AT["reference_count"]], row[_AT["reference_near_zero"]]
-        shares.append({k: row[_AT[k]] / (n if k in _SHARES else 1) for k in averaged})
-        references.append(near0 / n0)
-        # Half a count more keeps the logarithm finite and equal counts at exactly zero.
-        moved.append(abs(math.log((near + 0.5) / (n + 1)) - math.log((near0 + 0.5) / (n0 + 1))))
-    estimators = {tap.estimator for tap, _ in live}
-    return StageReading(
-        **{k: float(np.mean([share[k] for share in shares])) for k in averaged},
-        untrained=float(np.mean(references)),
-        displacement=float(np.mean(moved)),
-        estimator=estimators.pop() if len(estimators) == 1 else "mixed",
-        count=int(sum(row[_AT["count"]] for _, row in live)),
-        nonfinite=nonfinite,
-        histogram=histogram,
-    )
-
-
-_SHARES = ("near_zero", "near_zero_absolute", "near_zero_present", "exactly_zero")
-_AVERAGED = (*_SHARES, "mean", "std", "rms", "rms0")
-_WATCHED = ("variety", "peak")

@@ -37,8 +37,7 @@ _COUNT = "outputs in a bin (log scale)"
 _DECISION_COLOUR = "#d55e00"
 
 # The outer bins are open: drawn one bin wide, as far below and above the edges.
-_RATIO = EDGES[1] / EDGES[0]
-_BOUNDS = np.array([EDGES[0] / _RATIO, *EDGES, EDGES[-1] * _RATIO])
+_BOUNDS = np.array([EDGES[0] ** 2 / EDGES[1], *EDGES, EDGES[-1] ** 2 / EDGES[-2]])
 
 
 def density_heatmap(history: History, stage: str) -> Figure:
@@ -245,7 +244,7 @@ def _draw_near_zero(axes: Axes, history: History) -> None:
             label="_nolegend_",
         )
         _mark(axes, history, stage, values, look["color"], ("lift-off",))
-    axes.set(ylabel=f"near-zero density\n(share of |a| ≤ {TAU:g} untrained RMS)")
+    axes.set(ylabel=f"near-zero density\n(share of |a| < {TAU:g} untrained RMS)")
     axes.set_ylim(bottom=0)
     _tidy(axes, history)
 

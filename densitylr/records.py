@@ -15,7 +15,7 @@ class StageReading:
     """The statistics of one stage at one probe; shares and moments are means over its taps.
 
     Attributes:
-        near_zero: share of outputs with ``|a| <= 0.1 * rms0``.
+        near_zero: share of outputs with ``|a| < 0.1 * rms0``.
         untrained: the same share for the untrained twin on the same input, or at the first
             probe where there is no twin.
         displacement: mean over taps of ``|ln(near_zero / untrained)|``; NaN if unread.
@@ -28,6 +28,8 @@ class StageReading:
         count: finite outputs read.
         nonfinite: NaN and infinite outputs seen.
         histogram: counts of ``|a| / rms0`` in the bins of `densitylr.density.EDGES`.
+        dormant: share of (at most 256) channels whose mean magnitude is at most 0.025 of the
+            layer's.
         variety: share of the mean square that is variance over the examples of the batch; NaN
             if it was not asked for, or for fewer than 8 examples.
         peak: the largest RMS of a training forward since the last probe, this one included;
@@ -50,6 +52,7 @@ class StageReading:
     count: int
     nonfinite: int
     histogram: np.ndarray = field(repr=False, compare=False)
+    dormant: float = math.nan
     variety: float = math.nan
     peak: float = math.nan
     zero_gradient: float = 0.0

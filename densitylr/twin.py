@@ -2,8 +2,8 @@
 
 A density moves for two reasons: because the layer learned, or because its input changed. A copy
 of the layer's first weights, given the very same input, tells the two apart. The copy holds at
-most ``CHANNELS`` output channels and sees at most ``BUDGET`` outputs' worth of rows, so its cost
-does not grow with the width of the layer or the size of the batch.
+most `CHANNELS` output channels and answers for one block of the outputs, so its cost does not
+grow with the width of the layer or the size of the batch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["BUDGET", "CHANNELS", "Sampler", "first_tensor", "make_twin"]
+from densitylr.sampling import Sampler
 
-CHANNELS = 64
-"""Most output channels of a tap that are read."""
-
-BUDGET = 2**17
-"""Most outputs of a tap that are read, but never less than one row."""
+__all__ = ["first_tensor", "make_twin"]
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
-Twin = Callable[[Args, Kwargs, int], Tensor | None]
+Twin = Callable[[Args, Kwargs, tuple[int, int]], Tensor | None]
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -43,43 +39,6 @@ def first_tensor(output: object) -> Tensor | None:
     return None
 
 
-class Sampler:
-    """Which outputs of a layer are read: evenly strided rows and channels.
-
-    Rows run along the first dimension. Channels are dimension 1 of a convolution's output and
-    the last one of everything else. A missing batch dimension is put back.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.spatial = 0
-        width = getattr(layer, "out_features", 0)
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            self.spatial = len(layer.kernel_size)
-            width = layer.out_channels if layer.groups == 1 else 0
-        elif isinstance(layer, nn.Embedding):
-            width = layer.embedding_dim
-        self.channel_stride = max(1, -(-width // CHANNELS))
-        # A recurrent or attention layer has its examples along dimension 1 unless told.
-        self.examples = int(not getattr(layer, "batch_first", True))
-
-    def rows(self, output: Tensor) -> int:
-        """The stride along the rows of a (batched) output ``[rows, …]``."""
-        per_row = output[:1].numel() // self.channel_stride
-        return max(1, -(-len(output) // max(1, BUDGET // max(1, per_row))))
-
-    def batched(self, x: Tensor) -> Tensor:
-        """``x`` with its batch dimension, put back where a single example was given."""
-        return x.unsqueeze(0) if x.ndim <= self.spatial + 1 else x
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The sampled part of ``output``, a view."""
-        output = self.batched(output)
-        rows = output[:: self.rows(output)]
-        if self.spatial:
-            return rows[:, :: self.channel_stride]
-        return rows[..., :: self.channel_stride]
-
-
 class _SampledTwin:
     """Twin of a linear, convolution or embedding layer: a strided copy of its weight rows."""
 
@@ -92,7 +51,7 @@ class _SampledTwin:
         self.weight = channels.detach().clone()
         self.bias = None if bias is None else bias.detach()[::stride].clone()
 
-    def __call__(self, args: Args, kwargs: Kwargs, row_stride: int) -> Tensor | None:
+    def __call__(self, args: Args, kwargs: Kwargs, strides: tuple[int, int]) -> Tensor | None:
         x = args[0] if args else kwargs.get("input")
         if not isinstance(x, Tensor):
             return None
@@ -101,13 +60,26 @@ class _SampledTwin:
         self.weight = self.weight.to(weight.device, weight.dtype)
         if self.bias is not None:
             self.bias = self.bias.to(weight.device, weight.dtype)
+        rows, positions = strides
         if isinstance(self.layer, nn.Embedding):
             x = x.unsqueeze(0) if x.ndim == 0 else x
-            return F.embedding(x[::row_stride], self.weight)
-        rows = self.sampler.batched(x)[::row_stride]
+            every = (slice(None, None, positions),) * (x.ndim - 1)
+            return F.embedding(x[(slice(None, None, rows), *every)], self.weight)
+        x = self.sampler.batched(x)
         if isinstance(self.layer, nn.Linear):
-            return F.linear(rows, self.weight, self.bias)
-        return self.layer._conv_forward(rows, self.weight, self.bias)  # type: ignore
+            return F.linear(self.sampler.part(x, strides), self.weight, self.bias)
+        return self._convolved(x[::rows], positions)
+
+    def _convolved(self, x: Tensor, positions: int) -> Tensor:
+        layer: Any = self.layer
+        if positions == 1:
+            return layer._conv_forward(x, self.weight, self.bias)
+        # A larger stride gives just the outputs that are read.
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.sampler.spatial - 1]
+        stride = tuple(positions * s for s in layer.stride)
+        return convolve(x, self.weight, self.bias, stride, 0, layer.dilation, layer.groups)
 
 
 class _CopiedTwin:
@@ -118,11 +90,11 @@ class _CopiedTwin:
         self.copy = copy.deepcopy(layer).requires_grad_(False).train()
         self.copy._forward_hooks.clear()
 
-    def __call__(self, args: Args, kwargs: Kwargs, row_stride: int) -> Tensor | None:
+    def __call__(self, args: Args, kwargs: Kwargs, strides: tuple[int, int]) -> Tensor | None:
         now = next(self.layer.parameters())
         self.copy.to(now.device, now.dtype)
         output = first_tensor(self.copy(*args, **kwargs))
-        return None if output is None else self.sampler(output)
+        return None if output is None else self.sampler.block(output)
 
 
 def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:

@@ -37,7 +37,7 @@ def draw(runs: dict[str, Run], stage: str) -> Figure:
         steps = history.steps
         mesh = axes.pcolormesh(
             [*steps, 2 * steps[-1] - steps[-2]],
-            [EDGES[0] / 2 ** (1 / 3), *EDGES],
+            [EDGES[0] ** 2 / EDGES[1], *EDGES],
             np.ma.masked_less(counts, 1),
             norm=LogNorm(1, top),
             rasterized=True,

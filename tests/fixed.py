@@ -59,9 +59,15 @@ def one_step(
 
 
 def probes(every: int, steps: int) -> list[int]:
-    """The steps with a probe: each ``every``-th, twice as many among the first 20."""
-    early = max(1, every // 2)
-    return [s for s in range(steps) if s % every == 0 or (s < 20 and s % early == 0)]
+    """The steps with a probe where nothing is decided: half of ``every`` apart during the first
+    20, then ``every``, then a twentieth of the steps so far, up to ten times ``every``.
+    """
+    found = [0]
+    while found[-1] < steps:
+        last = found[-1]
+        later = min(max(every, last // 20), 10 * every)
+        found.append(last + (max(1, every // 2) if last < 20 else later))
+    return found[:-1]
 
 
 def hooks_of(model: nn.Module) -> int:

@@ -11,43 +11,74 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from densitylr.density import BINS, COLUMNS, EDGES, TAU, measure, near_zero_count, rms
+from densitylr.density import (
+    BINS,
+    CHANNELS,
+    DORMANT,
+    EDGES,
+    TAU,
+    TINY,
+    channel_slots,
+    channel_weights,
+    dormant,
+    measure,
+    summarise,
+)
+from densitylr.density import _tally as tally
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COUNTS = COLUMNS[:6]
+COUNTS = ("count", "nonfinite", "near_zero", "near_zero_absolute", "exactly_zero")
+MOMENTS = ("mean", "std", "rms")
+
+Numbers = dict[str, float | np.ndarray]
 
 
-def run(a: Tensor, rms0: Tensor) -> dict[str, float | np.ndarray]:
-    out = torch.full((len(COLUMNS) + BINS,), -7.0, dtype=torch.float64)
-    measure(a, rms0, out)
-    numbers: dict[str, float | np.ndarray] = dict(zip(COLUMNS, out.tolist(), strict=False))
-    numbers["histogram"] = out[len(COLUMNS) :].numpy()
-    return numbers
+def rows_of(tensors: list[Tensor]) -> tuple[Tensor, np.ndarray]:
+    """One row each, as float32, padded with NaN."""
+    sizes = np.array([a.numel() for a in tensors])
+    values = torch.full((len(tensors), max(sizes.max(), 1)), math.nan)
+    for row, a in zip(values, tensors, strict=True):
+        row[: a.numel()] = a.detach().reshape(-1).float()
+    return values, sizes
 
 
-def reference(a: Tensor, rms0: Tensor) -> dict[str, float | np.ndarray]:
-    """One element at a time. Thresholds are rounded to float32, as a tensor of rms0 has them."""
-    finite = [float(x) for x in a.detach().flatten().tolist() if math.isfinite(x)]
+def run(tensors: list[Tensor], rms0: list[float], untrained: list[int]) -> list[Numbers]:
+    values, sizes = rows_of(tensors)
+    found = measure(values, torch.tensor(rms0), torch.tensor(untrained))
+    numbers = summarise(found.double().numpy(), sizes)
+    return [{name: column[i] for name, column in numbers.items()} for i in range(len(tensors))]
+
+
+def run_one(a: Tensor, rms0: float) -> Numbers:
+    return run([a], [rms0], [-1])[0]
+
+
+def reference(a: Tensor, rms0: float) -> Numbers:
+    """One element at a time; ratios and thresholds are rounded to float32, as they are there."""
+    values = [np.float32(x) for x in a.detach().double().flatten().tolist()]
+    finite = [x for x in values if np.isfinite(x)]
     n = len(finite)
-    scale = np.float32(rms0.item())
-    edges = [np.float32(e) * scale for e in EDGES]
-    mean = math.fsum(finite) / n if n else 0.0
-    square = math.fsum(x * x for x in finite) / n if n else 0.0
-    variance = math.fsum((x - mean) ** 2 for x in finite) / n if n else 0.0
+    exact = [float(x) for x in finite]
+    mean = math.fsum(exact) / n if n else 0.0
+    square = math.fsum(x * x for x in exact) / n if n else 0.0
+    variance = math.fsum((x - mean) ** 2 for x in exact) / n if n else 0.0
+    with np.errstate(all="ignore"):
+        inverse = np.float32(1) / max(np.float32(TAU) * np.float32(rms0), np.float32(TINY))
+        ratios = [np.float32(abs(x) * inverse) for x in finite]
+        edges = [np.float32(edge / TAU) for edge in EDGES]
     histogram = np.zeros(BINS)
-    for x in finite:
-        histogram[sum(abs(x) > edge for edge in edges)] += 1
+    for ratio in ratios:
+        histogram[sum(ratio >= edge for edge in edges)] += 1
     return {
         "count": n,
-        "nonfinite": a.numel() - n,
-        "near_zero": sum(abs(x) <= np.float32(TAU) * scale for x in finite),
+        "nonfinite": len(values) - n,
+        "near_zero": sum(ratio < 1 for ratio in ratios),
         "near_zero_absolute": sum(abs(x) <= np.float32(0.05) for x in finite),
-        "near_zero_present": sum(abs(x) <= TAU * math.sqrt(square) for x in finite),
-        "exactly_zero": sum(x == 0 for x in finite),
+        "near_zero_present": sum(abs(x) <= TAU * math.sqrt(square) for x in exact),
+        "exactly_zero": sum(ratio < 2.0**-126 for ratio in ratios),
         "mean": mean,
         "std": math.sqrt(variance),
         "rms": math.sqrt(square),
-        "rms0": float(scale),
         "histogram": histogram,
     }
 
@@ -80,85 +111,136 @@ def tensors(draw: st.DrawFn) -> Tensor:
     return a.unsqueeze(0).expand(2, *shape) if layout == "expanded" else a
 
 
-def assert_equal_to_reference(a: Tensor, rms0: Tensor) -> None:
-    seen, true = run(a, rms0), reference(a, rms0)
-    largest = max((abs(x) for x in a.double().flatten().tolist() if math.isfinite(x)), default=0)
+def assert_equal(seen: Numbers, a: Tensor, rms0: float) -> None:
+    true = reference(a, rms0)
     for name in COUNTS:
-        if name == "near_zero_present":
-            continue
         assert seen[name] == true[name], name
     np.testing.assert_array_equal(seen["histogram"], true["histogram"])
     # The threshold here is itself a float32 result: an element may lie within its rounding.
+    finite = [abs(x) for x in a.double().flatten().tolist() if math.isfinite(np.float32(x))]
     edge = TAU * true["rms"]
-    close = sum(
-        math.isfinite(x) and abs(abs(x) - edge) <= 1e-6 * edge
-        for x in a.double().flatten().tolist()
-    )
+    close = sum(abs(x - edge) <= 1e-6 * edge for x in finite)
     assert abs(seen["near_zero_present"] - true["near_zero_present"]) <= close
-    # Sums are in float64, but a float64 tensor is first rounded to float32.
-    for name in ("mean", "std", "rms"):
+    # Sums are in float64; a variance is the difference of two of them.
+    largest = max(finite, default=0)
+    for name in MOMENTS:
         assert seen[name] == pytest.approx(true[name], rel=1e-7, abs=1e-7 * largest), name
-    assert seen["rms0"] == true["rms0"]
-    assert seen["reference_count"] == seen["reference_near_zero"] == -7.0  # left alone
 
 
-@given(tensors(), st.sampled_from([0.0, 1e-3, 0.5, 1.0, 3.7]))
+SCALES = [0.0, 1e-3, 0.5, 1.0, 3.7]
+
+
+@given(tensors(), st.sampled_from(SCALES))
 @example(torch.tensor([0.1, -0.1, 0.10000002, 0.0999999]), 1.0)
 @example(torch.zeros(5), 0.0)
 @example(torch.tensor([]), 1.0)
 @example(torch.tensor([math.nan, math.inf, -math.inf]), 1.0)
 @example(torch.tensor([0.05, -0.05, 0.050000004]), 0.5)
 @example(torch.tensor(2.5), 1.0)
+@example(torch.tensor([1e-44, 1e-39, 1e-30, -1e-44]), 1.0)
+@example(torch.tensor([3e38, -3e38, 1e30]), 1e-30)
 def test_measure(a: Tensor, scale: float) -> None:
-    assert_equal_to_reference(a, torch.tensor(scale))
+    seen = run_one(a, scale)
+    assert_equal(seen, a, scale)
+    assert seen["rms0"] == np.float32(scale)
+
+
+@given(st.lists(st.tuples(tensors(), st.sampled_from(SCALES)), min_size=1, max_size=5))
+def test_rows_are_measured_apart(rows: list[tuple[Tensor, float]]) -> None:
+    together = run([a for a, _ in rows], [scale for _, scale in rows], [-1] * len(rows))
+    for seen, (a, scale) in zip(together, rows, strict=True):
+        assert_equal(seen, a, scale)
+
+
+@given(tensors(), tensors())
+def test_the_untrained_rms_is_the_twins_or_the_first_of_its_own(a: Tensor, b: Tensor) -> None:
+    tap, twin, alone, known = run([a, b, a, a], [2.0, 5.0, math.nan, 3.0], [1, 1, -1, -1])
+    for seen, of in ((tap, b), (twin, b), (alone, a)):
+        if reference(of, 1.0)["count"]:
+            assert seen["rms0"] == pytest.approx(reference(of, 1.0)["rms"], rel=1e-6)
+        else:
+            assert math.isnan(seen["rms0"])
+    assert known["rms0"] == 3.0
 
 
 @given(tensors(), st.sampled_from([1e-3, 0.5, 1.0, 3.7]))
 def test_every_finite_element_is_in_one_bin(a: Tensor, scale: float) -> None:
-    seen = run(a, torch.tensor(scale))
+    seen = run_one(a, scale)
     assert seen["histogram"].sum() == seen["count"]
     assert seen["count"] + seen["nonfinite"] == a.numel()
     # TAU is an edge: the bins up to it hold what is near zero.
-    near = int(np.searchsorted(EDGES, TAU)) + 1
-    assert EDGES[near - 1] == TAU
+    near = EDGES.index(TAU) + 1
     assert seen["histogram"][:near].sum() == seen["near_zero"]
 
 
-@given(tensors(), st.sampled_from([0.0, 1e-3, 0.5, 1.0, 3.7]))
-def test_twin_and_layer_are_counted_alike(a: Tensor, scale: float) -> None:
-    """Equal tensors must give equal counts, or the displacement at the start is not zero."""
-    count, near = near_zero_count(a, torch.tensor(scale))
-    seen = run(a, torch.tensor(scale))
-    assert (count.dtype, near.dtype) == (torch.int64, torch.int64)
-    assert (int(count), int(near)) == (seen["count"], seen["near_zero"])
+def test_edges_are_four_an_octave() -> None:
+    assert len(EDGES) == BINS - 1
+    assert list(EDGES) == sorted(EDGES)
+    ratios = np.array(EDGES) / TAU
+    for octave in range(-5, 6):
+        assert ((ratios >= 2.0**octave) & (ratios < 2.0 ** (octave + 1))).sum() == 4
 
 
 @given(tensors())
-def test_rms_ignores_what_is_not_finite(a: Tensor) -> None:
-    assert rms(a).dtype == torch.float32
-    assert rms(a).item() == pytest.approx(reference(a, torch.tensor(1.0))["rms"], rel=1e-7)
+def test_equal_tensors_give_equal_counts(a: Tensor) -> None:
+    """Or the displacement at the start would not be zero."""
+    tap, twin = run([a, a.clone()], [math.nan, math.nan], [1, 1])
+    assert (tap["count"], tap["near_zero"]) == (twin["count"], twin["near_zero"])
 
 
 def test_large_activations_have_a_finite_rms() -> None:
     """A run on its way to infinity passes values whose squares a float32 cannot hold."""
     a = torch.tensor([3e30, -3e30, 1.0, 0.0])
-    assert rms(a).item() == pytest.approx(3e30 / math.sqrt(2))
-    assert_equal_to_reference(a, rms(a))
-    assert run(a, torch.tensor(1.0))["near_zero_present"] == 2
+    assert run_one(a, 1.0)["rms"] == pytest.approx(3e30 / math.sqrt(2))
+    assert run_one(a, 1.0)["near_zero_present"] == 2
 
 
 def test_counts_are_exact_beyond_a_float32_counter() -> None:
-    a = torch.ones(1, dtype=torch.float16).expand(2**24 + 3)
-    seen = run(a, torch.tensor(1.0))
-    assert seen["count"] == 2**24 + 3
-    assert seen["rms"] == pytest.approx(1)
+    seen = run_one(torch.full((2**24 + 3,), 0.04), 1.0)
+    assert seen["count"] == seen["near_zero_absolute"] == seen["near_zero"] == 2**24 + 3
+    assert seen["rms"] == pytest.approx(0.04)
     assert seen["exactly_zero"] == 0
     assert seen["histogram"].sum() == 2**24 + 3
 
 
 def test_a_tensor_with_gradient_is_read_without_a_graph() -> None:
-    a = torch.randn(4, requires_grad=True)
-    out = torch.zeros(len(COLUMNS) + BINS, dtype=torch.float64)
-    measure(a, rms(a), out)
-    assert not out.requires_grad
-    assert not rms(a).requires_grad
+    a = torch.randn(1, 4, requires_grad=True)
+    with torch.no_grad():
+        assert not measure(a, torch.ones(1), torch.tensor([-1])).requires_grad
+
+
+@given(st.lists(st.integers(0, 40), max_size=60))
+def test_codes_are_counted_alike_on_every_device(codes: list[int]) -> None:
+    given_ = torch.tensor(codes, dtype=torch.int32)
+    expected = [codes.count(i) for i in range(41)]
+    assert tally(given_, 41).tolist() == expected
+    # A device that is not the processor takes the other way, which a meta tensor cannot count.
+    assert tally(given_.to("meta"), 41).shape == (41,)
+
+
+@given(
+    st.integers(1, 3 * CHANNELS),
+    st.integers(0, 2000),
+    st.integers(0, 2**16),
+    st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_dormant_channels(channels: int, n: int, seed: int, quiet: float) -> None:
+    generator = np.random.default_rng(seed)
+    of = generator.integers(-1, channels, n)
+    loud = np.where(generator.random(channels) < quiet, 1e-4, 1.0)
+    values = np.where(of < 0, 7.0, loud[of] * generator.normal(size=n)).astype(np.float32)
+    values[generator.random(n) < 0.02] = math.nan
+    slots = channel_slots(torch.tensor(of))
+    rows = torch.tensor(values)[None]
+    seen = dormant(rows, slots[None], channel_weights(slots)[None]).item()
+    stride = max(of, default=0) // CHANNELS + 1
+    chosen = [c for c in range(0, channels, stride) if (of == c).any()]
+    magnitudes = [np.abs(np.nan_to_num(values[of == c])).astype(float) for c in chosen]
+    if not chosen:
+        assert math.isnan(seen)
+        return
+    mean = np.concatenate(magnitudes).mean()
+    ratios = [m.mean() - DORMANT * mean for m in magnitudes]
+    close = sum(abs(r) <= 1e-5 * mean for r in ratios)
+    expected = sum(r <= 0 for r in ratios)
+    assert abs(seen * len(chosen) - expected) <= close + 1e-3

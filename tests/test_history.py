@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from readings import history_of, reading, stage_reading
 
 from densitylr import Decision, History, Reading
-from densitylr.density import BINS
+from densitylr.density import BINS, EDGES, TAU
+from densitylr.history import _EDGES_1 as OLD_EDGES
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -210,3 +211,23 @@ def test_state_dict_holds_the_decisions() -> None:
     assert other.decisions == history.decisions
     assert len(other) == 0
     assert not math.isnan(other.decisions[0].rate)
+
+
+def test_a_file_with_other_bins_keeps_its_counts(tmp_path: Path) -> None:
+    """Format 1 had three bins an octave: the sums stay, and so does the share below an edge."""
+    rng = np.random.default_rng(0)
+    edges = OLD_EDGES
+    history = history_of({"a": [stage_reading()] * 3}, {"a": 1.0})
+    path = tmp_path / "history.npz"
+    history.save(path)
+    with np.load(path) as data:
+        arrays = dict(data)
+    old = rng.integers(0, 1000, (*arrays["histogram"].shape[:-1], len(edges) + 1))
+    meta = {**json.loads(str(arrays["meta"])), "format": 1}
+    np.savez(path, **{**arrays, "histogram": old, "meta": json.dumps(meta)})
+    stage = history.stages[0]
+    new = History.load(path).histogram(stage)
+    assert (new >= 0).all()
+    assert new.sum(1).tolist() == old[0].sum(1).tolist()
+    near, was = EDGES.index(TAU) + 1, edges.index(TAU) + 1
+    assert new[:, :near].sum(1).tolist() == old[0][:, :was].sum(1).tolist()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import densitylr.monitor
 from densitylr import DensityMonitor
+from densitylr.probe import Probe
 
 
 def mlp() -> nn.Sequential:
@@ -34,13 +34,13 @@ def hooks_of(model: nn.Module) -> int:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of what was measured, in order."""
     sizes: list[int] = []
-    plain = densitylr.monitor.measure
+    plain = Probe.put
 
-    def counting(a: Tensor, rms0: Tensor, out: Tensor) -> None:
-        sizes.append(a.numel())
-        plain(a, rms0, out)
+    def counting(probe: Probe, tap: int, sample: Tensor, *rest: object) -> None:
+        sizes.append(sample.numel())
+        plain(probe, tap, sample, *rest)
 
-    monkeypatch.setattr(densitylr.monitor, "measure", counting)
+    monkeypatch.setattr(Probe, "put", counting)
     return sizes
 
 

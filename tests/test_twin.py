@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from densitylr import DensityMonitor, StageReading
 from densitylr.density import TAU
-from densitylr.twin import BUDGET, CHANNELS, Sampler, first_tensor, make_twin
+from densitylr.sampling import CHANNELS, Sampler
+from densitylr.twin import first_tensor, make_twin
 
 
 def read(model: nn.Module, *inputs: Tensor, monitor: DensityMonitor) -> dict[str, StageReading]:
@@ -66,6 +67,22 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[..., 
         IMAGE,
         plain,
     ),
+    "conv2d, large": (
+        lambda: nn.Conv2d(1, 40, 3, stride=2, padding="valid"),
+        (9, 1, 120, 131),
+        plain,
+    ),
+    "conv2d, large and same": (
+        lambda: nn.Conv2d(1, 40, (4, 3), padding="same", dilation=2, padding_mode="circular"),
+        (9, 1, 61, 70),
+        plain,
+    ),
+    "conv1d, large, in groups": (
+        lambda: nn.Conv1d(2, 40, 5, padding=3, groups=2, bias=False),
+        (5, 2, 3000),
+        plain,
+    ),
+    "linear on many tokens": (lambda: nn.Linear(2, 40), (9, 50, 30, 2), plain),
     "conv3d": (lambda: nn.Conv3d(2, 4, 2), (3, 2, 4, 5, 6), plain),
     "transposed conv": (lambda: nn.ConvTranspose2d(8, 4, 3, stride=2), IMAGE, plain),
     "gru": (lambda: nn.GRU(8, 6, batch_first=True), (5, 7, 8), plain),
@@ -234,23 +251,6 @@ def test_old_style_weight_norm_can_be_watched() -> None:
         model = First(layer, plain)
         with DensityMonitor(model, every=None) as monitor:
             assert read(model, torch.randn(5, 8), monitor=monitor)["layer"].displacement == 0
-
-
-def test_the_sample_is_bounded_and_even() -> None:
-    layer = nn.Conv2d(3, 200, 3)
-    sampler = Sampler(layer)
-    output = torch.arange(64 * 200 * 30 * 30).reshape(64, 200, 30, 30)
-    sample = sampler(output)
-    assert sample.data_ptr() == output.data_ptr()  # a view
-    assert sample.shape[1] <= CHANNELS
-    assert sample.numel() <= BUDGET
-    rows = torch.unique(sample[:, 0, 0, 0] // (200 * 30 * 30))
-    assert len(torch.unique(rows.diff())) == 1
-    assert len(rows) > 1
-    # One row is read, however large it is.
-    assert sampler(torch.zeros(2, 200, 300, 300)).shape[0] == 1
-    # A small output is read whole.
-    assert Sampler(nn.Linear(3, 5))(torch.zeros(7, 5)).shape == (7, 5)
 
 
 @pytest.mark.parametrize(

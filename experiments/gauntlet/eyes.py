@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from densitylr import Stage, find_stages
-from densitylr.density import ABSOLUTE, near_zero_count, rms
+from densitylr.density import ABSOLUTE, TAU
 from densitylr.monitor import _inert_hook, _TapHook
-from densitylr.twin import Args, Kwargs, Sampler, first_tensor, make_twin
+from densitylr.sampling import Sampler
+from densitylr.twin import Args, Kwargs, first_tensor, make_twin
 
 __all__ = ["Density", "Eyes", "FastaiThreshold", "OutputChange", "View", "behind", "itself"]
+
+
+def rms(a: Tensor) -> Tensor:
+    """Root mean square of the finite elements, 0-dim float64."""
+    values = torch.where(torch.isfinite(a), a, 0).double()
+    return (values.square().sum() / torch.isfinite(a).sum().clamp(min=1)).sqrt()
 
 
 class View(Protocol):
@@ -46,7 +53,7 @@ class _Share:
         raise NotImplementedError
 
     def __call__(self, args: Args, kwargs: Kwargs, a: Tensor) -> Tensor:
-        n, counted = self.counts(self.sampler(a))
+        n, counted = self.counts(self.sampler.block(a))
         # Half a count more keeps the logarithm finite and equal counts at exactly zero.
         share = ((counted.double() + 0.5) / (n.double() + 1)).log()
         if self.first is None:
@@ -62,7 +69,8 @@ class Density(_Share):
     def counts(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         if self.rms0 is None:
             self.rms0 = rms(sample)
-        return near_zero_count(sample, self.rms0.to(sample.device))
+        near = sample.abs() < TAU * self.rms0.to(sample.device)
+        return torch.isfinite(sample).sum(), near.sum()
 
 
 class FastaiThreshold(_Share):
@@ -86,10 +94,10 @@ class OutputChange:
 
     def __call__(self, args: Args, kwargs: Kwargs, a: Tensor) -> Tensor | None:
         a = self.sampler.batched(a)
-        answer = self.twin(args, kwargs, self.sampler.rows(a)) if self.twin else None
+        answer = self.twin(args, kwargs, self.sampler.strides(a)) if self.twin else None
         if answer is None:
             return None
-        return (rms(self.sampler(a).float() - answer.float()) / rms(answer)).double()
+        return (rms(self.sampler.block(a).float() - answer.float()) / rms(answer)).double()
 
 
 _NORMS = (

@@ -1,0 +1,154 @@
+"""What the taps of one device put out at one probe, kept until all of it can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from densitylr.density import (
+    CHANNELS,
+    CODES,
+    COLUMNS,
+    Scratch,
+    channel_slots,
+    channel_weights,
+    dormant,
+    measure,
+    row_dtype,
+)
+
+__all__ = ["DORMANT", "PEAK", "SUMS", "VARIETY", "Probe"]
+
+SUMS = len(COLUMNS) + CODES
+DORMANT, VARIETY, PEAK = SUMS, SUMS + 1, SUMS + 2
+"""A row: what `measure` gives, dormant share, variety, peak."""
+
+THINNED = 8
+"""One in so many elements of a sample tells of its channel."""
+
+ChannelsOf = Callable[[Tensor], Tensor]
+
+
+class Probe:
+    """Samples of the taps on one device, and one buffer with their statistics.
+
+    Row ``i`` of `rows` is tap ``i``; those behind are the answers of the untrained twins.
+
+    Args:
+        taps: number of taps.
+        twins: the taps that have a twin.
+        budget: samples up to this size are measured together.
+        device: where they are.
+        watching: whether peaks are kept.
+    """
+
+    def __init__(
+        self,
+        taps: int,
+        twins: Sequence[int],
+        budget: int,
+        device: torch.device,
+        *,
+        watching: bool = False,
+    ) -> None:
+        self.taps = taps
+        self.budget = budget
+        self.watching = watching
+        self.twin_row = {tap: taps + i for i, tap in enumerate(twins)}
+        count = taps + len(twins)
+        self.sizes = [0] * count
+        self.rows = torch.zeros(count, PEAK + 1, dtype=row_dtype(device), device=device)
+        self.rows[:, DORMANT:] = torch.nan
+        self.forget_peaks()
+        self._rms0 = torch.full((count,), torch.nan, device=device)
+        # The row that knows the untrained RMS: a twin itself; of a tap its twin, or -1.
+        self._partner = [-1] * taps + list(range(taps, count))
+        self._scratch: Scratch | None = None
+        self._values = torch.full((count, 0), torch.nan, device=device)
+        self._slots = torch.full((taps, 0), CHANNELS, device=device)
+        self._weights = torch.full((taps, CHANNELS), torch.nan, device=device)
+        self._places: dict[int, Tensor] = {}  # where the samples of a row go, in their shape
+        self._used = taps  # rows to be measured
+
+    def put(self, tap: int, sample: Tensor, answer: Tensor | None, channels: ChannelsOf) -> None:
+        """Keep what was seen of a tap.
+
+        Args:
+            tap: its row.
+            sample: of its output, of any shape.
+            answer: its twin's to the same input, of any shape; None where there is none.
+            channels: tells the channel of each element of the sample; asked for a new shape.
+        """
+        if answer is not None:
+            self._keep(self.twin_row[tap], answer)
+        self._partner[tap] = -1 if answer is None else self.twin_row[tap]
+        if self._keep(tap, sample):
+            self._slots[tap] = CHANNELS
+            slots = channel_slots(channels(sample)[::THINNED])
+            self._slots[tap, : len(slots)] = slots
+            self._weights[tap] = channel_weights(slots)
+
+    def finish(self) -> Tensor:
+        """Measure what was kept. Returns `rows`; nobody has waited for the device."""
+        groups: dict[int, list[int]] = {}
+        for row in range(self._used):
+            groups.setdefault(max(self.sizes[row], self.budget), []).append(row)
+        for rows in groups.values():
+            self._measure(rows)
+        self._used = self.taps
+        return self.rows
+
+    def _measure(self, rows: list[int]) -> None:
+        """Measure rows of like sizes; a tap and its twin are of one size."""
+        taps = sum(row < self.taps for row in rows)
+        at: slice | Tensor = slice(0, len(rows))
+        mine: slice | Tensor = slice(0, taps)
+        if rows[-1] >= len(rows):  # not just the first so many
+            at = torch.tensor(rows, device=self.rows.device)
+            mine = at[:taps]
+        values = self._values[at, : max(self.sizes[row] for row in rows)]
+        place = {row: i for i, row in enumerate(rows)}
+        partner = [place.get(self._partner[row], -1) for row in rows]
+        if self._scratch is None or len(self._scratch.flags) < values.numel():
+            self._scratch = Scratch(values.numel(), values.device)
+        untrained = torch.tensor(partner, device=values.device)
+        found = measure(values, self._rms0[at], untrained, self._scratch)
+        self.rows[at, :SUMS] = found
+        self._rms0[at] = found[:, COLUMNS.index("rms0")].float()
+        thin = values[:taps, ::THINNED]
+        slots = self._slots[mine, : thin.shape[1]]
+        self.rows[mine, DORMANT] = dormant(thin, slots, self._weights[mine]).to(self.rows.dtype)
+
+    def forget_peaks(self) -> None:
+        """The peaks start anew."""
+        if self.watching:
+            self.rows[:, PEAK] = 0
+
+    def _keep(self, row: int, sample: Tensor) -> bool:
+        """Copy a sample; whether it is of another shape than the one before."""
+        self._used = max(self._used, row + 1)
+        place = self._places.get(row)
+        if place is not None and place.shape == sample.shape:
+            place.copy_(sample)
+            return False
+        if sample.numel() > self._values.shape[1]:
+            self._widen(sample.numel())
+        n = sample.numel()
+        self._values[row, n:] = torch.nan
+        self._places[row] = self._values[row, :n].view(sample.shape)
+        self._places[row].copy_(sample)
+        self.sizes[row] = n
+        return True
+
+    def _widen(self, width: int) -> None:
+        """Make room for larger samples."""
+        values = self._values
+        self._values = values.new_full((len(values), width), torch.nan)
+        self._values[:, : values.shape[1]] = values
+        slots = self._slots
+        self._slots = slots.new_full((self.taps, -(-width // THINNED)), CHANNELS)
+        self._slots[:, : slots.shape[1]] = slots
+        for row, place in self._places.items():
+            self._places[row] = self._values[row, : place.numel()].view(place.shape)
