@@ -39,6 +39,11 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS takes one parameter group and one rate; a scale per stage has none")
+    if isinstance(optimizer, torch.optim.Rprop):
+        raise ValueError(
+            "Rprop reads the rate at its first step only and keeps a step size of its own for "
+            "each weight from then on; a scale on the rate would change nothing"
+        )
     if "ScheduleFree" in name:
         warnings.warn(
             f"{name}: a raised rate stays in its averaging weights after the stage has lifted off",

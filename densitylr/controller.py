@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,9 @@ _STATE_KEY = "densitylr"
 EARLY = 20
 """Steps with probes twice as often: what a starved stage loses here it does not get back."""
 
+UNREAD = 10
+"""Steps without a reading, when one is due, after which the user is told."""
+
 SKIPPED = 3
 """Steps skipped in a row after which ``recover`` looks for a collapse without a step."""
 
@@ -46,7 +50,8 @@ class DensityLR(Optimizer):
 
     Args:
         optimizer: the user's optimizer, built on parameters of ``model``.
-        model: the model, before training; make ``DensityLR`` before ``torch.compile(model)``.
+        model: the model, before training; of a compiled model, make ``DensityLR`` before it is
+            first called.
         mode: ``"repair"`` (default) raises the rate of stages that stay untrained, up to the
             largest rate of any group, and never acts where all rates are equal. ``"warmup"``
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
@@ -118,6 +123,7 @@ class DensityLR(Optimizer):
         self._owners = owners(optimizer, self.stages)
         self._steps = 0
         self._skipped = 0  # calls of zero_grad without a step
+        self._unread = 0  # steps since a reading was asked for
         self._stepping = False
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         rates, ceiling = self._rates()
@@ -139,8 +145,8 @@ class DensityLR(Optimizer):
         self._scaling = Scaling(optimizer)
         me = weakref.ref(self)
         self._handles = [
-            optimizer.register_step_pre_hook(_StepHook(me, "_before_step")),
-            optimizer.register_step_post_hook(_StepHook(me, "_after_step")),
+            optimizer.register_step_pre_hook(_hook(me, "_before_step")),
+            optimizer.register_step_post_hook(_hook(me, "_after_step")),
         ]
         optimizer._densitylr = me  # type: ignore[attr-defined]
         self._monitor.arm()
@@ -238,7 +244,9 @@ class DensityLR(Optimizer):
     def _probe(self, closure: bool = False) -> None:
         reading = self._monitor.collect(self._steps)
         if reading is None:
+            self._miss()
             return
+        self._unread = 0
         if not closure:  # which makes the gradients of this step only now
             reading = without_gradient(reading, self.stages)
         rates, ceiling = self._rates()
@@ -257,6 +265,19 @@ class DensityLR(Optimizer):
         for name, stage in self._law.stages.items():
             if stage.lifted and (self._recovery is None or self._recovery.healthy):
                 self._monitor.let_twin_go(name)
+
+    def _miss(self) -> None:
+        """Tell the user, once, when nothing is read although it is due."""
+        self._unread += self._monitor.armed and self._stepping
+        if self._unread == UNREAD:
+            warnings.warn(
+                f"{UNREAD} steps were taken without a training forward of the model that DensityLR "
+                "was given, so nothing is read and no rate is changed; is it a copy that is "
+                "trained, is it in evaluation mode, or was it compiled and called before "
+                "DensityLR was made (then call torch.compiler.reset() first)?",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _say(self, decision: Decision) -> None:
         first = sum(d.stage == decision.stage for d in self.history.decisions) == 1
@@ -399,13 +420,15 @@ class DensityLR(Optimizer):
             self._monitor.armed = self._due() and not self._monitor.closed
 
 
-class _StepHook:
-    """An optimizer step hook that does not keep the controller alive."""
+def _hook(controller: weakref.ref[DensityLR], method: str) -> Any:
+    """An optimizer step hook that does not keep the controller alive, and is never compiled.
 
-    def __init__(self, controller: weakref.ref[DensityLR], method: str) -> None:
-        self.controller, self.method = controller, method
+    Traced, what it does to the groups would be part of a graph, and would not be done again.
+    """
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        controller = self.controller()
-        if controller is not None:
-            getattr(controller, self.method)(*args, *kwargs.values())
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        alive = controller()
+        if alive is not None:
+            getattr(alive, method)(*args, *kwargs.values())
+
+    return torch.compiler.disable(hook)

@@ -23,6 +23,7 @@ from densitylr.density import (
     variety,
 )
 from densitylr.history import History
+from densitylr.opaque import Opaque, call
 from densitylr.records import Reading, StageReading
 from densitylr.stages import Stage, find_stages, unwrap
 from densitylr.twin import Args, Kwargs, Sampler, first_tensor, make_twin
@@ -81,12 +82,19 @@ class _TapHook:
     def __init__(self, monitor: DensityMonitor, tap: str) -> None:
         self.monitor = weakref.ref(monitor)
         self.tap = tap
+        self.opaque = Opaque(self, monitor._order)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        monitor = self.monitor()
-        if monitor is None or not (monitor.armed or monitor.watching):
+        if not (module.training and torch.is_grad_enabled()):
             return
-        if module.training and torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            call(self.opaque, args, kwargs, first_tensor(output))
+        else:
+            self.run(args, kwargs, output)
+
+    def run(self, args: Any, kwargs: Any, output: Any) -> None:
+        monitor = self.monitor()
+        if monitor is not None and (monitor.armed or monitor.watching):
             monitor._read(self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,10 +107,19 @@ class _RootHook:
     def __init__(self, monitor: DensityMonitor, after: bool) -> None:
         self.monitor = weakref.ref(monitor)
         self.after = after
+        self.opaque = Opaque(self, monitor._order)
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        if torch.compiler.is_compiling():
+            call(self.opaque, (), {}, None)
+        else:
+            self.run((), {}, None)
+
+    def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
-        if monitor is not None and module.training and torch.is_grad_enabled():
+        if monitor is not None:
             monitor._forward_ended() if self.after else monitor._forward_began()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -168,6 +185,7 @@ class DensityMonitor:
         self.armed = False
         self.closed = False
         self.watching = watching
+        self._order = torch.zeros(1)
         self._warned: set[str] = set()
         self._buffers: dict[torch.device, Tensor] = {}
         self._taps: dict[str, _Tap] = {}
