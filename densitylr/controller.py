@@ -364,21 +364,24 @@ class DensityLR(Optimizer):
         return self.inner.register_step_post_hook(hook)
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state dict with our own state, plain numbers, beside it.
+        """The inner optimizer's state dict with our own state, numbers and tensors, beside it.
 
-        The bare optimizer loads it, too. Twins are not part of it: a resumed run compares with
-        the density at its first probe.
+        The bare optimizer loads it, too. With the weights of the twins that are alive in it, a
+        run goes on from it as if it had never stopped; the readings in `history` and the
+        snapshots of ``recover`` are not part of it.
         """
-        state = self.inner.state_dict()
-        state[_STATE_KEY] = {
+        ours = {
             "steps": self._steps,
             "mode": self.mode,
             "law": self._law.to_dict(),
             "history": self.history.state_dict(),
+            "taps": self._monitor.state_dict(),
         }
         if self._recovery is not None:
-            state[_STATE_KEY]["recovery"] = self._recovery.state_dict()
-        return state
+            ours["recovery"] = self._recovery.state_dict()
+        # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same
+        # keys at loading: a fresh DensityLR has other twins and decisions.
+        return {**self.inner.state_dict(), _STATE_KEY: (ours,)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of ours or of the bare optimizer.
@@ -387,6 +390,8 @@ class DensityLR(Optimizer):
             ValueError: it is of another mode or of other stages. Nothing has been changed then.
         """
         ours = state_dict.get(_STATE_KEY)
+        if isinstance(ours, tuple):  # it was a dictionary once
+            (ours,) = ours
         if ours is None:
             warnings.warn(
                 "the state dict has no DensityLR state (it is a bare optimizer's): the scales "
@@ -414,9 +419,17 @@ class DensityLR(Optimizer):
             self.history.load_state_dict(ours["history"])
             if self._recovery is not None and "recovery" in ours:
                 self._recovery.load_state_dict(ours["recovery"])
-            for name, stage in self._law.stages.items():
-                if stage.lifted:
-                    self._monitor.let_twin_go(name)
+            self._monitor.load_state_dict(ours.get("taps", {}))
+            waiting = [n for n, s in self._law.stages.items() if not s.lifted]
+            for name in self._law.stages.keys() - waiting:
+                self._monitor.let_twin_go(name)
+            if waiting and "taps" not in ours:
+                warnings.warn(
+                    f"the state dict was saved without untrained twins: {', '.join(waiting)} will "
+                    "be compared with the weights this DensityLR was made with",
+                    UserWarning,
+                    stacklevel=2,
+                )
             self._monitor.armed = self._due() and not self._monitor.closed
 
 

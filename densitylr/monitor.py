@@ -75,6 +75,19 @@ class _Tap:
             self.twin = None
             self.estimator = "first-probe" if self.reference is None else "last-twin"
 
+    def state_dict(self) -> dict[str, Any]:
+        twin = None if self.twin is None else self.twin.tensors()
+        kept = ("estimator", "rms0", "reference")
+        return {**{name: getattr(self, name) for name in kept}, "twin": twin}
+
+    def load_state_dict(self, state: Mapping[str, Any], layer: nn.Module) -> None:
+        self.estimator, self.rms0, self.reference = (
+            state[name] for name in ("estimator", "rms0", "reference")
+        )
+        self.twin = None if state["twin"] is None else self.twin or make_twin(layer, self.sampler)
+        if self.twin is not None:
+            self.twin.load(state["twin"])
+
 
 class _TapHook:
     """A forward hook that does not keep the monitor alive, and is inert in a copied model."""
@@ -270,6 +283,16 @@ class DensityMonitor:
         """The next `StageReading.peak` is over the forwards from here on."""
         for buffer in self._buffers.values():
             buffer[:, _AT["peak"]] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the taps are compared with: weights of live twins and reference counts."""
+        return {name: tap.state_dict() for name, tap in self._taps.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare with what another monitor of such a model did; history and cadence stay."""
+        layers = {name: layer for s in self.stages.values() for name, layer in s.taps.items()}
+        for name in () if self.closed else state.keys() & layers.keys():
+            self._taps[name].load_state_dict(state[name], layers[name])
 
     def let_twin_go(self, stage: str) -> None:
         """Free the untrained copies of a stage; later readings refer to their last answer."""

@@ -11,6 +11,7 @@ __all__ = ["SECTIONS", "cells_of"]
 SECTIONS = (
     "optimizers",
     "compiling",
+    "checkpoints",
 )
 
 
