@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from densitylr.checks import check_optimizer, check_processes, owners
+from densitylr.checks import check_optimizer, check_processes, check_stages, owners
 from densitylr.diagnosis import diagnose
 from densitylr.gradients import without_gradient
 from densitylr.history import History
@@ -120,6 +120,7 @@ class DensityLR(Optimizer):
         self.every = every
         self.observe_only = observe_only
         self.policy: Policy = policy if policy is not None else law
+        check_stages(optimizer, self.stages)
         self._owners = owners(optimizer, self.stages)
         self._steps = 0
         self._skipped = 0  # calls of zero_grad without a step
@@ -139,7 +140,7 @@ class DensityLR(Optimizer):
                 stacklevel=2,
             )
         # With no room anywhere one twin, of the layer that moves first, tells slow from still.
-        twins = room or free[-1:]
+        twins = {*(room or free[-1:]), *self._frozen()}  # what is frozen may thaw
         self._monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
         self._recovery = Recovery(model, optimizer) if recover else None
         self._scaling = Scaling(optimizer)
@@ -172,18 +173,20 @@ class DensityLR(Optimizer):
 
         ``str()`` of a `Diagnosis` is one sentence.
         """
-        frozen = [
+        return diagnose(
+            self.history,
+            mode=self.mode,
+            frozen=self._frozen(),
+            gains=self._gains,
+            observe_only=self.observe_only,
+        )
+
+    def _frozen(self) -> list[str]:
+        return [
             name
             for name, stage in self.stages.items()
             if not any(p.requires_grad for p in stage.parameters.values())
         ]
-        return diagnose(
-            self.history,
-            mode=self.mode,
-            frozen=frozen,
-            gains=self._gains,
-            observe_only=self.observe_only,
-        )
 
     def close(self) -> None:
         """Take all hooks off the model and the optimizer: plain training from here on."""

@@ -23,7 +23,7 @@ from densitylr.density import (
     variety,
 )
 from densitylr.history import History
-from densitylr.opaque import Opaque, call
+from densitylr.opaque import Opaque, below, call
 from densitylr.records import Reading, StageReading
 from densitylr.stages import Stage, find_stages, unwrap
 from densitylr.twin import Args, Kwargs, Sampler, first_tensor, make_twin
@@ -108,7 +108,7 @@ class _TapHook:
     def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
         if monitor is not None and (monitor.armed or monitor.watching):
-            monitor._read(self.tap, args, kwargs, output)
+            below(monitor._read, self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert_hook, ()
@@ -133,7 +133,7 @@ class _RootHook:
     def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
         if monitor is not None:
-            monitor._forward_ended() if self.after else monitor._forward_began()
+            below(monitor._forward_ended if self.after else monitor._forward_began)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert_hook, ()

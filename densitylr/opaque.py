@@ -1,10 +1,13 @@
-"""Hooks under ``torch.compile``: one operator that the compiler does not look into.
+"""Hooks where torch transforms the code they stand in: ``torch.compile`` and ``torch.func``.
 
 A hook that is traced becomes part of the graph, with a guard on everything it reads: the graph is
 compiled again whenever a probe begins, a twin is made or let go. A hook that is not traced breaks
 the graph in two. So a traced hook calls an operator instead, and what the hook does is done when
 the graph runs: one graph, no breaks, nothing compiled again, and the readings are made by the very
 code that makes them without a compiler.
+
+Under ``torch.func.grad`` tensors are wrapped, and nothing may be written into one from outside:
+what the hook does is done `below` the transform, on the tensors themselves.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ from __future__ import annotations
 import ast
 import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Opaque", "call"]
+__all__ = ["Opaque", "below", "call"]
 
 _LIBRARY = torch.library.Library("densitylr", "DEF")
 # What writes into an argument is neither left out, nor moved, nor computed twice: nothing is
@@ -122,3 +125,40 @@ def _fake(
     order: Tensor,
 ) -> None:
     """Nothing comes out of it."""
+
+
+def below(act: Callable[..., None], *operands: Any) -> None:
+    """``act(*operands)``, outside of all transforms of ``torch.func``; under ``vmap`` not at all.
+
+    What ``vmap`` maps over is no batch that the layers of a model can be called with.
+    """
+    if torch._C._are_functorch_transforms_active():
+        _Below.apply(act, *operands)
+    else:
+        act(*operands)
+
+
+class _Below(torch.autograd.Function):
+    """torch calls ``forward`` with the tensors inside its wrappers. Nothing comes out of it."""
+
+    @staticmethod
+    def forward(act: Callable[..., None], *operands: Any) -> Tensor:
+        act(*operands)
+        return torch.empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+        ctx.operands = len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (None,) * ctx.operands
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *operands: Any) -> tuple[Tensor, None]:
+        return torch.empty(0), None

@@ -150,7 +150,7 @@ def _state(optimizer: Optimizer) -> Any:
 
 
 def _from_bare(kind: str) -> None:
-    model, optimizer = _trained(kind)
+    _, optimizer = _trained(kind)
     bare = optimizer.inner.state_dict()
     _, fresh = start(kind, "linear")
     with warnings.catch_warnings(record=True) as told:
@@ -162,8 +162,7 @@ def _from_bare(kind: str) -> None:
 
 def _to_bare(kind: str) -> None:
     _, optimizer = _trained(kind)
-    bare = torch.optim.SGD(optimizer.param_groups, lr=1.0)
-    groups = [{"params": [p.detach().clone() for p in g["params"]]} for g in bare.param_groups]
+    groups = [{"params": [p.detach().clone() for p in g["params"]]} for g in optimizer.param_groups]
     bare = torch.optim.SGD(groups, lr=1.0)
     bare.load_state_dict(optimizer.state_dict())
     assert _state(bare) == _state(optimizer)
@@ -172,7 +171,7 @@ def _to_bare(kind: str) -> None:
 
 def _without_twins(kind: str) -> None:
     """Loaded with a warning, and gone on with."""
-    model, optimizer = _trained(kind)
+    _, optimizer = _trained(kind)
     state = optimizer.state_dict()
     state["densitylr"] = {k: v for k, v in state["densitylr"][0].items() if k != "taps"}
     other, fresh = start(kind, "linear")

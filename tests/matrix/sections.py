@@ -10,6 +10,9 @@ __all__ = ["SECTIONS", "cells_of"]
 
 SECTIONS = (
     "optimizers",
+    "schedulers",
+    "loop",
+    "lifecycle",
     "compiling",
     "checkpoints",
 )
