@@ -480,6 +480,7 @@ def test_a_missing_stage() -> None:
         (sgd, {"every": 0}, ValueError, "every must be a positive number of steps"),
         (sgd, {"stages": {"a": "nothing"}}, ValueError, "matches no module or parameter"),
         (lambda m: torch.optim.LBFGS(m.parameters()), {}, ValueError, "LBFGS takes one"),
+        (lambda m: torch.optim.Rprop(m.parameters()), {}, ValueError, "at its first step only"),
         (lambda m: Prodigy(m.parameters(), lr=1.0), {}, ValueError, "Prodigy estimates one"),
         (lambda m: NoRate(m.parameters()), {}, ValueError, "has no 'lr' to scale"),
         (lambda m: "adam", {}, TypeError, r"must be a torch\.optim\.Optimizer, got str"),

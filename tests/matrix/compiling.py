@@ -8,7 +8,6 @@ of the run without a compiler. A step must be compiled no more often than the ba
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from densitylr import DensityLR, DensityMonitor, find_stages
 from tests.fixed import Fixed, batches, net
 from tests.matrix.cells import Cell, UnavailableError
+from tests.matrix.compiled import CompiledRun, close_parameters, same_readings
 
 __all__ = ["cells"]
 
-BACKENDS = ("eager", "aot_eager", "inductor")
 SCALES = (0.25, 2.0, 1.5, 0.5)
 STEPS = 12
 
@@ -44,7 +43,8 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = torch.tanh(self.first(x[..., None]))
         tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        result: Tensor = self.last(self.up(tokens.transpose(1, 2)).mean(2))
+        wide = self.up(tokens.transpose(1, 2), [tokens.shape[1] + 2])
+        result: Tensor = self.last(wide.mean(2))
         return result
 
 
@@ -80,70 +80,16 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def cells() -> list[Cell]:
+    """Every row with the backends that compile no code; a few with the one that does."""
     found = []
-    for backend in BACKENDS:
-        tries: dict[str, Callable[[str], str | None]] = {
-            name: functools.partial(_model, make) for name, make in MODELS.items()
-        }
-        tries |= {
-            "in place, model.compile()": functools.partial(_model, net, in_place=True),
-            "wrapper made after compile": functools.partial(_model, net, after=True),
-            "wrapper made after the first call": _late,
-            "step": functools.partial(_step, both=False),
-            "model and step": functools.partial(_step, both=True),
-            "a search, model": _lift_off,
-            "a search, step": _search,
-            "DensityMonitor alone": _monitor,
-        }
-        for name, run in tries.items():
-            found.append(Cell("compiling", name, backend, functools.partial(run, backend)))
+    for section, backends, rows in (
+        ("compiling", ("eager", "aot_eager"), tuple(ROWS)),
+        ("compiling to machine code", ("inductor",), MACHINE_CODE),
+    ):
+        for row in rows:
+            for backend in backends:
+                found.append(Cell(section, row, backend, functools.partial(ROWS[row], backend)))
     return found
-
-
-class _Run:
-    """A short training; what was compiled is counted."""
-
-    def __init__(
-        self,
-        make: Callable[[], nn.Module],
-        backend: str | None = None,
-        *,
-        model: bool = False,
-        step: bool = False,
-        wrap: bool = True,
-        after: bool = False,
-        in_place: bool = False,
-        fullgraph: bool = True,
-        steps: int = STEPS,
-        **options: Any,
-    ) -> None:
-        torch._dynamo.reset()
-        counters.clear()
-        self.model = make()
-        call, self.graphs = self.model, CompileCounterWithBackend(backend or "eager")
-        if model and in_place:
-            self.model.compile(backend=self.graphs, fullgraph=fullgraph)
-        elif model:
-            call = torch.compile(self.model, backend=self.graphs, fullgraph=fullgraph)
-        inner = torch.optim.SGD(self.model.parameters(), lr=0.02, momentum=0.9)
-        self.optimizer: Any = inner
-        if wrap:
-            self.optimizer = DensityLR(inner, call if after else self.model, every=2, **options)
-        take = self.optimizer.step
-        self.steps_compiled = CompileCounterWithBackend(backend or "eager")
-        if step:
-            take = torch.compile(take, backend=self.steps_compiled)
-        self.seen: list[tuple[int, int]] = []
-        for x, y in batches(steps):
-            self.optimizer.zero_grad()
-            nn.functional.cross_entropy(call(x), y).backward()
-            take()
-            self.seen.append((self.graphs.frame_count, self.steps_compiled.frame_count))
-
-    @property
-    def readings(self) -> list[Any]:
-        readings: list[Any] = self.optimizer.history.readings
-        return readings
 
 
 def _fixed(make: Callable[[], nn.Module]) -> Fixed:
@@ -151,22 +97,55 @@ def _fixed(make: Callable[[], nn.Module]) -> Fixed:
 
 
 def _model(
-    make: Callable[[], nn.Module], backend: str, after: bool = False, in_place: bool = False
+    make: Callable[[], nn.Module],
+    backend: str,
+    after: bool = False,
+    in_place: bool = False,
+    **options: Any,
 ) -> None:
     """One graph, whatever the probes do; and what the run without a compiler reads and learns."""
     _check_backend(backend)
-    eager = _Run(make, policy=_fixed(make))
-    ours = _Run(make, backend, model=True, after=after, in_place=in_place, policy=_fixed(make))
+    options["policy"] = _fixed(make)
+    eager = CompiledRun(make, **options)
+    ours = CompiledRun(make, backend, model=True, after=after, in_place=in_place, **options)
     assert {graphs for graphs, _ in ours.seen} == {1}, f"graphs by step: {ours.seen}"
     assert not counters["graph_break"]
-    _same_readings(ours.readings, eager.readings)
-    _same_parameters(ours.model, eager.model, 1e-3 if make is MODELS["autocast inside"] else 1e-5)
+    same_readings(ours.readings, eager.readings)
+    close_parameters(ours.model, eager.model, 1e-3 if make is MODELS["autocast inside"] else 1e-5)
+
+
+def _varied(backend: str) -> None:
+    """Graphs for other shapes and for evaluation are those that the bare model needs, too."""
+    _check_backend(backend)
+    seen = []
+    for wrap in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        model = net()
+        graphs = CompileCounterWithBackend(backend)
+        call = torch.compile(model, backend=graphs, fullgraph=True)
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.02)
+        if wrap:
+            optimizer = DensityLR(optimizer, model, every=2)
+        counts, expected = [], []
+        for step, (x, y) in enumerate(batches(6)):
+            rows = 16 - 2 * (step % 3)
+            nn.functional.cross_entropy(call(x[:rows]), y[:rows]).backward()
+            optimizer.step()
+            model.eval()
+            call(x[:5])
+            model.train()
+            counts.append(graphs.frame_count)
+            expected.append(rows * 16)
+        seen.append(counts)
+    assert seen[0] == seen[1], f"graphs: bare {seen[0]}, ours {seen[1]}"
+    assert optimizer.history.series("0", "count").tolist() == expected
 
 
 def _lift_off(backend: str) -> None:
     """Lift-off lets twins go, one after the other: that is no reason to compile again."""
     _check_backend(backend)
-    ours = _Run(net, backend, model=True, mode="free", steps=24)
+    ours = CompiledRun(net, backend, model=True, mode="free", steps=24)
     kinds = [d.kind for d in ours.optimizer.history.decisions]
     assert kinds.count("lift-off") >= 2
     assert {graphs for graphs, _ in ours.seen} == {1}
@@ -200,18 +179,18 @@ def _late(backend: str) -> str | None:
 def _step(backend: str, both: bool) -> None:
     """The step's graphs are as many as the bare optimizer's, and their numbers right."""
     _check_backend(backend)
-    eager = _Run(net, policy=_fixed(net))
-    bare = _Run(net, backend, model=both, step=True, wrap=False)
-    ours = _Run(net, backend, model=both, step=True, policy=_fixed(net))
+    eager = CompiledRun(net, policy=_fixed(net))
+    bare = CompiledRun(net, backend, model=both, step=True, wrap=False)
+    ours = CompiledRun(net, backend, model=both, step=True, policy=_fixed(net))
     assert ours.seen == bare.seen, f"graphs {ours.seen}, bare {bare.seen}"
-    _same_readings(ours.readings, eager.readings)
-    _same_parameters(ours.model, eager.model)
+    same_readings(ours.readings, eager.readings)
+    close_parameters(ours.model, eager.model)
 
 
 def _search(backend: str) -> None:
     """Rates that move compile a step again only when parts are divided: once a stage and rate."""
     _check_backend(backend)
-    ours = _Run(net, backend, step=True, mode="free", steps=30)
+    ours = CompiledRun(net, backend, step=True, mode="free", steps=24)
     decisions = ours.optimizer.history.decisions
     last = max(d.step for d in decisions)
     compiled = [steps for _, steps in ours.seen]
@@ -235,7 +214,7 @@ def _monitor(backend: str) -> None:
         assert graphs.frame_count == int(compiled)
         readings.append(monitor.history.readings)
     assert [r.step for r in readings[0]] == [0, 2, 4]
-    _same_readings(readings[1], readings[0])
+    same_readings(readings[1], readings[0])
 
 
 @functools.cache
@@ -253,23 +232,17 @@ def _check_backend(backend: str) -> None:
         raise UnavailableError(_works(backend))
 
 
-def _same_readings(ours: list[Any], theirs: list[Any]) -> None:
-    assert [r.step for r in ours] == [r.step for r in theirs]
-    assert ours
-    for mine, other in zip(ours, theirs, strict=True):
-        for name, seen in mine.stages.items():
-            expected = other.stages[name]
-            assert (seen.count, seen.estimator) == (expected.count, expected.estimator)
-            assert seen.count
-            for number in ("rms", "rms0", "mean"):
-                a, b = getattr(seen, number), getattr(expected, number)
-                assert math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3), (name, number, a, b)
-            # An output on the very edge of "near zero" may be rounded over it.
-            for share in ("near_zero", "untrained"):
-                a, b = (getattr(r, share) * seen.count for r in (seen, expected))
-                assert abs(a - b) < 2.5, (name, share, a, b)
-
-
-def _same_parameters(ours: nn.Module, theirs: nn.Module, atol: float = 1e-5) -> None:
-    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(a, b, 1e-4, atol), f"{name}: {(a - b).detach().abs().max():.3g}"
+ROWS: dict[str, Callable[[str], str | None]] = {
+    **{name: functools.partial(_model, make) for name, make in MODELS.items()},
+    "in place, model.compile()": functools.partial(_model, net, in_place=True),
+    "wrapper made after compile": functools.partial(_model, net, after=True),
+    "wrapper made after the first call": _late,
+    "model, recover": functools.partial(_model, net, recover=True),
+    "shapes, evaluation": _varied,
+    "step": functools.partial(_step, both=False),
+    "model and step": functools.partial(_step, both=True),
+    "a search, model": _lift_off,
+    "a search, step": _search,
+    "DensityMonitor alone": _monitor,
+}
+MACHINE_CODE = ("model", "attention", "checkpointed", "model and step")

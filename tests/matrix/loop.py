@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from densitylr import DensityLR, find_stages
 from tests.fixed import Fixed, batches, loss_of, net
 from tests.matrix.cells import Cell
-from tests.matrix.nets import difference
+from tests.matrix.nets import Checkpointed, difference, no_norm
 
 __all__ = ["cells"]
 
@@ -258,25 +257,6 @@ def _by_hand(model: nn.Module, optimizer: Optimizer, batch: Batch, i: int) -> No
     optimizer.step()
 
 
-class _Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.stem, self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 16), nn.Linear(16, 3)
-        self.reentrant = reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        stem = torch.tanh(self.stem(x))
-        body = checkpoint(self.body, stem, use_reentrant=self.reentrant)
-        result: Tensor = self.head(torch.tanh(body))
-        return result
-
-
-def _no_norm() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
-
-
 def _double(model: nn.Module, optimizer: Optimizer, batch: Batch, i: int) -> None:
     _plain(model, optimizer, (batch[0].double(), batch[1]), i)
 
@@ -292,20 +272,20 @@ WAYS = {
         functools.partial(_scaler, unscale=False), optimizer=_adam, seen=tuple(range(STEPS - 1))
     ),
     "bfloat16 autocast": Way(_each(_autocast)),
-    "bfloat16 parameters": Way(_each(_half), make=lambda: _no_norm().bfloat16()),
+    "bfloat16 parameters": Way(_each(_half), make=lambda: no_norm().bfloat16()),
     "float64": Way(_each(_double), make=lambda: net().double()),
     "gradient accumulation": Way(_each(_accumulation), rows=4),
     "clipping": Way(_each(_clipping)),
     "zero_grad(set_to_none=False)": Way(_each(_keeping_grads)),
     "model.zero_grad()": Way(_each(_model_zeroes)),
     "evaluation in between": Way(_each(_evaluating)),
-    "checkpointing": Way(_each(_plain), make=lambda: _Checkpointed(False)),
-    "checkpointing, reentrant": Way(_each(_plain), make=lambda: _Checkpointed(True)),
+    "checkpointing": Way(_each(_plain), make=lambda: Checkpointed(False)),
+    "checkpointing, reentrant": Way(_each(_plain), make=lambda: Checkpointed(True)),
     "functional_call": Way(_each(_functional)),
-    "torch.func.grad": Way(_each(_transformed), make=_no_norm),
-    "torch.func.vmap beside": Way(_each(_per_sample), make=_no_norm),
-    "torch.func.jvp beside": Way(_each(_forward_mode), make=_no_norm),
-    "gradient penalty": Way(_each(_penalty), make=_no_norm),
+    "torch.func.grad": Way(_each(_transformed), make=no_norm),
+    "torch.func.vmap beside": Way(_each(_per_sample), make=no_norm),
+    "torch.func.jvp beside": Way(_each(_forward_mode), make=no_norm),
+    "gradient penalty": Way(_each(_penalty), make=no_norm),
     "autograd.grad by hand": Way(_each(_by_hand)),
     "closure": Way(_closure, seen=(1, 3, 5)),
 }

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Bags", "bias_free", "difference", "split_by_stage"]
+__all__ = ["Bags", "Checkpointed", "bias_free", "difference", "no_norm", "split_by_stage"]
 
 
 class Bags(nn.Module):
@@ -31,6 +32,28 @@ def bias_free() -> nn.Sequential:
     torch.manual_seed(1)
     layers = (nn.Linear(6, 16, bias=False), nn.Tanh(), nn.Linear(16, 8, bias=False), nn.Tanh())
     return nn.Sequential(*layers, nn.Linear(8, 3, bias=False))
+
+
+class Checkpointed(nn.Module):
+    """Three stages, the middle one of which is computed again in backward."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem, self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = torch.tanh(self.stem(x))
+        body = checkpoint(self.body, stem, use_reentrant=self.reentrant)
+        result: Tensor = self.head(torch.tanh(body))
+        return result
+
+
+def no_norm() -> nn.Module:
+    """Three stages, 0, 2 and 4, and no buffers."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
 def split_by_stage(
