@@ -22,7 +22,7 @@ from tests.matrix.cells import Cell
 __all__ = ["SCHEDULERS", "cells"]
 
 STEPS = 12
-SCALES = {"0": 0.25, "3": 2.0, "5": 1.0}
+SCALES = {"0": 0.25, "3": 2.0, "5": 0.5}
 
 Make = Callable[[Optimizer], Any]
 
