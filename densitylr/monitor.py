@@ -105,9 +105,13 @@ class _TapHook:
         else:
             self.run(args, kwargs, output)
 
+    def idle(self) -> bool:
+        monitor = self.monitor()
+        return monitor is None or not (monitor.armed or monitor.watching)
+
     def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
-        if monitor is not None and (monitor.armed or monitor.watching):
+        if monitor is not None and not self.idle():
             below(monitor._read, self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -129,6 +133,9 @@ class _RootHook:
             call(self.opaque, (), {}, None)
         else:
             self.run((), {}, None)
+
+    def idle(self) -> bool:
+        return False
 
     def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()

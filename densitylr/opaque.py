@@ -35,6 +35,9 @@ _LIBRARY.define(
 
 
 class _Hook(Protocol):
+    def idle(self) -> bool:
+        """Whether there is nothing to do at this call."""
+
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """What the hook does at a call; kept from the compiler."""
 
@@ -103,7 +106,7 @@ def _run(
     order: Tensor,
 ) -> None:
     hook = _HOOKS.get(number)
-    if hook is None:
+    if hook is None or hook.idle():
         return
     values = [*tensors, *map(ast.literal_eval, constants)]
     given = dict(zip(names, values, strict=True))
