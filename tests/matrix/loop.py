@@ -8,6 +8,7 @@ have been read once, from one forward in training mode.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -225,7 +226,9 @@ def _forward_mode(model: nn.Module, optimizer: Optimizer, batch: Batch, i: int) 
         result: Tensor = model(x)
         return result
 
-    torch.func.jvp(answer, (batch[0],), (torch.ones_like(batch[0]),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's of its own torch.jit
+        torch.func.jvp(answer, (batch[0],), (torch.ones_like(batch[0]),))
     _plain(model, optimizer, batch, i)
 
 
