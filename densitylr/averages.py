@@ -54,10 +54,14 @@ def numbers(
     if answered:
         _, answers = rows(answered, twins=True)
         for i, tap in enumerate(answered):
-            tap.reference = (answers["count"][i], answers["near_zero"][i])
+            tap.reference = (float(answers["count"][i]), float(answers["near_zero"][i]))
     for i, tap in enumerate(taps):
-        if tap.reference is None and sums["count"][i]:
-            tap.reference = (sums["count"][i], sums["near_zero"][i])
+        if sums["count"][i]:
+            tap.rms0 = float(sums["rms0"][i])
+            tap.reference = tap.reference or (
+                float(sums["count"][i]),
+                float(sums["near_zero"][i]),
+            )
     count0, near0 = np.array([tap.reference or (0.0, 0.0) for tap in taps]).T
     live = (sums["count"] > 0) & (count0 > 0)
     n, n0 = np.maximum(sums["count"], 1), np.maximum(count0, 1)
@@ -86,10 +90,11 @@ def combine(stages: Mapping[str, Stage], seen: Numbers) -> dict[str, StageReadin
         own = [row_of[name] for name in stage.taps if name in row_of]
         live = [i for i in own if seen.live[i]]
         unread = [math.nan] * len(_NUMBERS)
-        numbers = seen.means[live].mean(0).tolist() if live else unread
+        found = seen.means[live].mean(0).tolist() if live else unread
+        found = [math.nan if math.isnan(x) else x for x in found]  # one object: readings compare
         estimators = {seen.taps[i].estimator for i in live} or {"first-probe"}
         readings[stage.name] = StageReading(
-            **dict(zip(_NUMBERS, numbers, strict=True)),
+            **dict(zip(_NUMBERS, found, strict=True)),
             estimator=estimators.pop() if len(estimators) == 1 else "mixed",
             count=int(seen.count[live].sum()),
             nonfinite=int(seen.nonfinite[own].sum()),

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from densitylr.stages import Stage
 
-__all__ = ["check_optimizer", "check_processes", "owners"]
+__all__ = ["check_optimizer", "check_processes", "check_stages", "owners"]
 
 
 def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> None:
@@ -39,6 +39,11 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS takes one parameter group and one rate; a scale per stage has none")
+    if isinstance(optimizer, torch.optim.Rprop):
+        raise ValueError(
+            "Rprop reads the rate at its first step only and keeps a step size of its own for "
+            "each weight from then on; a scale on the rate would change nothing"
+        )
     if "ScheduleFree" in name:
         warnings.warn(
             f"{name}: a raised rate stays in its averaging weights after the stage has lifted off",
@@ -68,13 +73,17 @@ def check_processes(observe_only: bool) -> None:
 
 
 def owners(optimizer: Optimizer, stages: Mapping[str, Stage]) -> list[list[str | None]]:
-    """The stage of each parameter of each group; None for a parameter outside the model.
+    """The stage of each parameter of each group; None for a parameter outside the model."""
+    by_id = {id(p): name for name, stage in stages.items() for p in stage.parameters.values()}
+    return [[by_id.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def check_stages(optimizer: Optimizer, stages: Mapping[str, Stage]) -> None:
+    """Refuse an optimizer that cannot train a stage; later, stages may be added as they thaw.
 
     Raises:
         ValueError: the optimizer misses all of a stage's trainable parameters.
     """
-    by_id = {id(p): name for name, stage in stages.items() for p in stage.parameters.values()}
-    found = [[by_id.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for stage in stages.values():
         trainable = {n: p for n, p in stage.parameters.items() if p.requires_grad}
@@ -84,4 +93,3 @@ def owners(optimizer: Optimizer, stages: Mapping[str, Stage]) -> list[list[str |
                 f"{stage.name!r} (the first is {next(iter(trainable))!r}): add them to it, or "
                 "freeze them with requires_grad_(False)"
             )
-    return found

@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from densitylr.cadence import Cadence, check_every
-from densitylr.checks import check_optimizer, check_processes, owners
+from densitylr.checks import check_optimizer, check_processes, check_stages, owners
 from densitylr.diagnosis import diagnose
 from densitylr.gradients import without_gradient
 from densitylr.history import History
@@ -29,6 +30,9 @@ __all__ = ["DensityLR"]
 _log = logging.getLogger("densitylr")
 _STATE_KEY = "densitylr"
 
+UNREAD = 10
+"""Steps without a reading, when one is due, after which the user is told."""
+
 SKIPPED = 3
 """Steps skipped in a row after which ``recover`` looks for a collapse without a step."""
 
@@ -44,7 +48,8 @@ class DensityLR(Optimizer):
 
     Args:
         optimizer: the user's optimizer, built on parameters of ``model``.
-        model: the model, before training; make ``DensityLR`` before ``torch.compile(model)``.
+        model: the model, before training; of a compiled model, make ``DensityLR`` before it is
+            first called.
         mode: ``"repair"`` (default) raises the rate of stages that stay untrained, up to the
             largest rate of any group, and never acts where all rates are equal. ``"warmup"``
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
@@ -115,9 +120,11 @@ class DensityLR(Optimizer):
         self._cadence = Cadence(every, steady=recover)
         self.observe_only = observe_only
         self.policy: Policy = policy if policy is not None else law
+        check_stages(optimizer, self.stages)
         self._owners = owners(optimizer, self.stages)
         self._steps = 0
         self._skipped = 0  # calls of zero_grad without a step
+        self._unread = 0  # steps since a reading was asked for
         self._stepping = False
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         rates, ceiling = self._rates()
@@ -133,14 +140,14 @@ class DensityLR(Optimizer):
                 stacklevel=2,
             )
         # With no room anywhere one twin, of the layer that moves first, tells slow from still.
-        twins = room or free[-1:]
+        twins = {*(room or free[-1:]), *self._frozen()}  # what is frozen may thaw
         self._monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
         self._recovery = Recovery(model, optimizer) if recover else None
         self._scaling = Scaling(optimizer)
         me = weakref.ref(self)
         self._handles = [
-            optimizer.register_step_pre_hook(_StepHook(me, "_before_step")),
-            optimizer.register_step_post_hook(_StepHook(me, "_after_step")),
+            optimizer.register_step_pre_hook(_hook(me, "_before_step")),
+            optimizer.register_step_post_hook(_hook(me, "_after_step")),
         ]
         optimizer._densitylr = me  # type: ignore[attr-defined]
         self._monitor.arm()
@@ -166,18 +173,20 @@ class DensityLR(Optimizer):
 
         ``str()`` of a `Diagnosis` is one sentence.
         """
-        frozen = [
+        return diagnose(
+            self.history,
+            mode=self.mode,
+            frozen=self._frozen(),
+            gains=self._gains,
+            observe_only=self.observe_only,
+        )
+
+    def _frozen(self) -> list[str]:
+        return [
             name
             for name, stage in self.stages.items()
             if not any(p.requires_grad for p in stage.parameters.values())
         ]
-        return diagnose(
-            self.history,
-            mode=self.mode,
-            frozen=frozen,
-            gains=self._gains,
-            observe_only=self.observe_only,
-        )
 
     def close(self) -> None:
         """Take all hooks off the model and the optimizer: plain training from here on."""
@@ -237,7 +246,9 @@ class DensityLR(Optimizer):
     def _probe(self, closure: bool = False) -> None:
         reading = self._monitor.collect(self._steps)
         if reading is None:
+            self._miss()
             return
+        self._unread = 0
         if not closure:  # which makes the gradients of this step only now
             reading = without_gradient(reading, self.stages)
         rates, ceiling = self._rates()
@@ -257,6 +268,19 @@ class DensityLR(Optimizer):
         for name, stage in self._law.stages.items():
             if stage.lifted and (self._recovery is None or self._recovery.healthy):
                 self._monitor.let_twin_go(name)
+
+    def _miss(self) -> None:
+        """Tell the user, once, when nothing is read although it is due."""
+        self._unread += self._monitor.armed and self._stepping
+        if self._unread == UNREAD:
+            warnings.warn(
+                f"{UNREAD} steps were taken without a training forward of the model that DensityLR "
+                "was given, so nothing is read and no rate is changed; is it a copy that is "
+                "trained, is it in evaluation mode, or was it compiled and called before "
+                "DensityLR was made (then call torch.compiler.reset() first)?",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _say(self, decision: Decision) -> None:
         first = sum(d.stage == decision.stage for d in self.history.decisions) == 1
@@ -343,23 +367,26 @@ class DensityLR(Optimizer):
         return self.inner.register_step_post_hook(hook)
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state dict with our own state, plain numbers, beside it.
+        """The inner optimizer's state dict with our own state, numbers and tensors, beside it.
 
-        The bare optimizer loads it, too. Twins are not part of it: a resumed run compares with
-        the density at its first probe.
+        The bare optimizer loads it, too. With the weights of the twins that are alive in it, a
+        run goes on from it as if it had never stopped; the readings in `history` and the
+        snapshots of ``recover`` are not part of it.
         """
-        state = self.inner.state_dict()
-        state[_STATE_KEY] = {
+        ours = {
             "steps": self._steps,
             "due": self._cadence.due,
             "decided": self._cadence.decided,
             "mode": self.mode,
             "law": self._law.to_dict(),
             "history": self.history.state_dict(),
+            "taps": self._monitor.state_dict(),
         }
         if self._recovery is not None:
-            state[_STATE_KEY]["recovery"] = self._recovery.state_dict()
-        return state
+            ours["recovery"] = self._recovery.state_dict()
+        # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same
+        # keys at loading: a fresh DensityLR has other twins and decisions.
+        return {**self.inner.state_dict(), _STATE_KEY: (ours,)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of ours or of the bare optimizer.
@@ -368,6 +395,8 @@ class DensityLR(Optimizer):
             ValueError: it is of another mode or of other stages. Nothing has been changed then.
         """
         ours = state_dict.get(_STATE_KEY)
+        if isinstance(ours, tuple):  # it was a dictionary once
+            (ours,) = ours
         if ours is None:
             warnings.warn(
                 "the state dict has no DensityLR state (it is a bare optimizer's): the scales "
@@ -397,19 +426,29 @@ class DensityLR(Optimizer):
             self.history.load_state_dict(ours["history"])
             if self._recovery is not None and "recovery" in ours:
                 self._recovery.load_state_dict(ours["recovery"])
-            for name, stage in self._law.stages.items():
-                if stage.lifted:
-                    self._monitor.let_twin_go(name)
+            self._monitor.load_state_dict(ours.get("taps", {}))
+            waiting = [n for n, s in self._law.stages.items() if not s.lifted]
+            for name in self._law.stages.keys() - waiting:
+                self._monitor.let_twin_go(name)
+            if waiting and "taps" not in ours:
+                warnings.warn(
+                    f"the state dict was saved without untrained twins: {', '.join(waiting)} will "
+                    "be compared with the weights this DensityLR was made with",
+                    UserWarning,
+                    stacklevel=2,
+                )
             self._monitor.armed = self._due() and not self._monitor.closed
 
 
-class _StepHook:
-    """An optimizer step hook that does not keep the controller alive."""
+def _hook(controller: weakref.ref[DensityLR], method: str) -> Any:
+    """An optimizer step hook that does not keep the controller alive, and is never compiled.
 
-    def __init__(self, controller: weakref.ref[DensityLR], method: str) -> None:
-        self.controller, self.method = controller, method
+    Traced, what it does to the groups would be part of a graph, and would not be done again.
+    """
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        controller = self.controller()
-        if controller is not None:
-            getattr(controller, self.method)(*args, *kwargs.values())
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        alive = controller()
+        if alive is not None:
+            getattr(alive, method)(*args, *kwargs.values())
+
+    return torch.compiler.disable(hook)

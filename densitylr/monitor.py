@@ -13,6 +13,7 @@ from torch import nn
 from densitylr.averages import combine, numbers
 from densitylr.cadence import check_every
 from densitylr.history import History
+from densitylr.opaque import Opaque, below, call
 from densitylr.probe import Probe
 from densitylr.records import Reading
 from densitylr.sampling import tap_budget
@@ -29,13 +30,24 @@ class _TapHook:
     def __init__(self, monitor: DensityMonitor, tap: str) -> None:
         self.monitor = weakref.ref(monitor)
         self.tap = tap
+        self.opaque = Opaque(self, monitor._order)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        monitor = self.monitor()
-        if monitor is None or not (monitor.armed or monitor.watching):
+        if not (module.training and torch.is_grad_enabled()):
             return
-        if module.training and torch.is_grad_enabled():
-            monitor._read(self.tap, args, kwargs, output)
+        if torch.compiler.is_compiling():
+            call(self.opaque, args, kwargs, first_tensor(output))
+        else:
+            self.run(args, kwargs, output)
+
+    def idle(self) -> bool:
+        monitor = self.monitor()
+        return monitor is None or not (monitor.armed or monitor.watching)
+
+    def run(self, args: Any, kwargs: Any, output: Any) -> None:
+        monitor = self.monitor()
+        if monitor is not None and not self.idle():
+            below(monitor._read, self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert_hook, ()
@@ -47,11 +59,23 @@ class _RootHook:
     def __init__(self, monitor: DensityMonitor, after: bool) -> None:
         self.monitor = weakref.ref(monitor)
         self.after = after
+        self.opaque = Opaque(self, monitor._order)
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        if torch.compiler.is_compiling():
+            call(self.opaque, (), {}, None)
+        else:
+            self.run((), {}, None)
+
+    def idle(self) -> bool:
+        return False
+
+    def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
-        if monitor is not None and module.training and torch.is_grad_enabled():
-            monitor._forward_ended() if self.after else monitor._forward_began()
+        if monitor is not None:
+            below(monitor._forward_ended if self.after else monitor._forward_began)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert_hook, ()
@@ -119,6 +143,7 @@ class DensityMonitor:
         self.armed = False
         self.closed = False
         self.watching = watching
+        self._order = torch.zeros(1)
         self._warned: set[str] = set()
         self._probes: dict[torch.device, Probe] = {}
         self._taps: dict[str, Tap] = {}
@@ -200,6 +225,17 @@ class DensityMonitor:
         for probe in self._probes.values():
             probe.forget_peaks()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the taps are compared with: weights of live twins and reference counts."""
+        return {name: tap.state_dict() for name, tap in self._taps.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare with what another monitor of such a model did; history and cadence stay."""
+        layers = {name: layer for s in self.stages.values() for name, layer in s.taps.items()}
+        for name in () if self.closed else state.keys() & layers.keys():
+            self._taps[name].load_state_dict(state[name], layers[name])
+        self._probes.clear()  # which know the untrained RMS and the twins of before
+
     def let_twin_go(self, stage: str) -> None:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
         for name in self.stages[stage].taps:
@@ -216,7 +252,11 @@ class DensityMonitor:
                 taps = self._taps.values()
                 twins = [tap.row for tap in taps if tap.twin is not None]
                 self._probes[a.device] = Probe(
-                    len(taps), twins, self._budget or 0, a.device, watching=self.watching
+                    [tap.rms0 for tap in taps],
+                    twins,
+                    self._budget or 0,
+                    a.device,
+                    watching=self.watching,
                 )
             here = self._probes[a.device]
             if probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,7 +38,7 @@ class Probe:
     Row ``i`` of `rows` is tap ``i``; those behind are the answers of the untrained twins.
 
     Args:
-        taps: number of taps.
+        rms0: the untrained RMS of each tap; None where it is not known yet.
         twins: the taps that have a twin.
         budget: samples up to this size are measured together.
         device: where they are.
@@ -46,14 +47,14 @@ class Probe:
 
     def __init__(
         self,
-        taps: int,
+        rms0: Sequence[float | None],
         twins: Sequence[int],
         budget: int,
         device: torch.device,
         *,
         watching: bool = False,
     ) -> None:
-        self.taps = taps
+        self.taps = taps = len(rms0)
         self.budget = budget
         self.watching = watching
         self.twin_row = {tap: taps + i for i, tap in enumerate(twins)}
@@ -62,7 +63,8 @@ class Probe:
         self.rows = torch.zeros(count, PEAK + 1, dtype=row_dtype(device), device=device)
         self.rows[:, DORMANT:] = torch.nan
         self.forget_peaks()
-        self._rms0 = torch.full((count,), torch.nan, device=device)
+        known = [math.nan if value is None else value for value in rms0]
+        self._rms0 = torch.tensor([*known, *[math.nan] * len(twins)], device=device)
         # The row that knows the untrained RMS: a twin itself; of a tap its twin, or -1.
         self._partner = [-1] * taps + list(range(taps, count))
         self._scratch: Scratch | None = None

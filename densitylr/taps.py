@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,8 @@ from densitylr.sampling import Sampler
 from densitylr.twin import Args, Kwargs, make_twin
 
 __all__ = ["Tap"]
+
+KEPT = ("estimator", "rms0", "reference")
 
 
 class Tap:
@@ -24,6 +29,7 @@ class Tap:
         self.sampler = Sampler(layer, budget)
         self.twin = make_twin(layer, self.sampler) if twin else None
         self.estimator = "twin" if self.twin else "first-probe"
+        self.rms0: float | None = None  # of the last probe
         self.reference: tuple[float, float] | None = None  # finite and near-zero counts
         self.device: torch.device | None = None  # where it was read at this probe
         self.answered = False  # by its twin, at this probe
@@ -48,3 +54,16 @@ class Tap:
         if self.twin is not None:
             self.twin = None
             self.estimator = "first-probe" if self.reference is None else "last-twin"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, and the weights of the twin."""
+        twin = None if self.twin is None else self.twin.tensors()
+        return {"twin": twin, **{name: getattr(self, name) for name in KEPT}}
+
+    def load_state_dict(self, state: Mapping[str, Any], layer: nn.Module) -> None:
+        """Compare with what the tap of another such layer was compared with."""
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.twin = None if state["twin"] is None else self.twin or make_twin(layer, self.sampler)
+        if self.twin is not None:
+            self.twin.load(state["twin"])

@@ -9,8 +9,8 @@ grow with the width of the layer or the size of the batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +22,19 @@ __all__ = ["first_tensor", "make_twin"]
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
-Twin = Callable[[Args, Kwargs, tuple[int, int]], Tensor | None]
+
+
+class Twin(Protocol):
+    """A frozen copy of a layer."""
+
+    def __call__(self, args: Args, kwargs: Kwargs, strides: tuple[int, int]) -> Tensor | None:
+        """Its answer to the layer's arguments, sampled; None where it has none."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by name, for a checkpoint."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights of another one of the same layer."""
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -81,6 +93,13 @@ class _SampledTwin:
         stride = tuple(positions * s for s in layer.stride)
         return convolve(x, self.weight, self.bias, stride, 0, layer.dilation, layer.groups)
 
+    def tensors(self) -> dict[str, Tensor]:
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {"weight": self.weight, **bias}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.weight, self.bias = tensors["weight"], tensors.get("bias")
+
 
 class _CopiedTwin:
     """Twin of a layer that is called whole: recurrent, attention, transposed convolution."""
@@ -95,6 +114,12 @@ class _CopiedTwin:
         self.copy.to(now.device, now.dtype)
         output = first_tensor(self.copy(*args, **kwargs))
         return None if output is None else self.sampler.block(output)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.copy.state_dict())
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.copy.load_state_dict(tensors)
 
 
 def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,3 +96,14 @@ def same_state(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
         )
         for i in left
     )
+
+
+def numbers_of(state: Any) -> Any:
+    """A state dict with lists in the place of its tensors, to be compared with ``==``."""
+    if isinstance(state, Tensor):
+        return state.tolist()
+    if isinstance(state, Mapping):
+        return {key: numbers_of(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [numbers_of(value) for value in state]
+    return state

@@ -8,7 +8,14 @@ from tests.matrix.cells import Cell
 
 __all__ = ["SECTIONS", "cells_of"]
 
-SECTIONS = ("optimizers",)
+SECTIONS = (
+    "optimizers",
+    "schedulers",
+    "loop",
+    "lifecycle",
+    "compiling",
+    "checkpoints",
+)
 
 
 def cells_of(section: str) -> list[Cell]:
