@@ -22,6 +22,7 @@ from densitylr.density import (
     row_dtype,
     variety,
 )
+from densitylr.distributed import Ranks, is_sharded
 from densitylr.history import History
 from densitylr.records import Reading, StageReading
 from densitylr.stages import Stage, find_stages, unwrap
@@ -168,6 +169,7 @@ class DensityMonitor:
         self.armed = False
         self.closed = False
         self.watching = watching
+        self.ranks: Ranks | None = None  # set by whoever sees to it that all of them collect
         self._warned: set[str] = set()
         self._buffers: dict[torch.device, Tensor] = {}
         self._taps: dict[str, _Tap] = {}
@@ -176,7 +178,12 @@ class DensityMonitor:
                 twin = twins is None or stage.name in twins
                 self._taps[name] = _Tap(name, layer, len(self._taps), twin)
         self._handles = [
-            layer.register_forward_hook(_TapHook(self, name), with_kwargs=True)
+            # Before fully_shard's own hook takes the weights away again.
+            layer.register_forward_hook(
+                _TapHook(self, name),
+                with_kwargs=True,
+                prepend=any(is_sharded(p) for p in layer.parameters()),
+            )
             for stage in self.stages.values()
             for name, layer in stage.taps.items()
         ]
@@ -224,15 +231,19 @@ class DensityMonitor:
             None if no tap was called since `arm`; the probe then goes on.
         """
         used = {tap.device for tap in self._taps.values() if tap.device is not None}
-        if not self.armed or not used:
+        if not self.armed or not (used or self.ranks):
             return None
-        self.armed = False
         host = {d: self._buffers[d].cpu().double().numpy() for d in used}
         rows = {
             tap.name: (tap, host[tap.device][tap.row])
             for tap in self._taps.values()
             if tap.device is not None
         }
+        if self.ranks is not None:
+            rows = self._of_all_ranks(self.ranks, rows, step)
+            if not rows:
+                return None
+        self.armed = False
         reading = Reading(
             step, {s.name: _combine(s, rows, self.watching) for s in self.stages.values()}
         )
@@ -247,6 +258,17 @@ class DensityMonitor:
                     stacklevel=2,
                 )
         return reading
+
+    def _of_all_ranks(
+        self, ranks: Ranks, rows: Mapping[str, tuple[_Tap, np.ndarray]], step: int
+    ) -> dict[str, tuple[_Tap, np.ndarray]]:
+        """The combined rows of the taps that any rank has read; to be called on all of them."""
+        table = np.zeros((len(self._taps), len(COLUMNS) + BINS))
+        for tap, row in rows.values():
+            table[tap.row] = row
+        table = ranks.combined(table, step)
+        read = table[:, _AT["count"]] + table[:, _AT["nonfinite"]] > 0
+        return {name: (tap, table[tap.row]) for name, tap in self._taps.items() if read[tap.row]}
 
     def forget_peaks(self) -> None:
         """The next `StageReading.peak` is over the forwards from here on."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from densitylr.distributed import whole
 from densitylr.draws import draw_trace, is_constant, is_orthogonal, structure_trace
 from densitylr.stages import Stage, unwrap
 
@@ -122,6 +123,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
                 parameter.numel()
             ):
                 continue
+            parameter = whole(parameter)
             if parameter.ndim >= 2:
                 weight = _without_padding(layer, parameter)
                 trace = _weight_trace(weight, layer, parameter.shape)
@@ -137,7 +139,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
         # A frozen parameter outside a weight layer is a table that was computed, not drawn.
         if id(parameter) in seen or not parameter.numel() or not parameter.requires_grad:
             continue
-        trace = _other_trace(parameter)
+        trace = _other_trace(whole(parameter))
         if trace:
             return WeightCheck(False, f"{name}: {trace}")
         checked += 1

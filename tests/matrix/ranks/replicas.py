@@ -1,0 +1,216 @@
+"""Two replicas under DistributedDataParallel, with a plain and with a ZeRO optimizer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+from densitylr import DensityLR, DensityMonitor
+from tests.matrix.cells import refusal
+from tests.matrix.ranks.common import (
+    FLAT,
+    STAGES,
+    STARVED,
+    Groups,
+    Run,
+    batch,
+    controlled,
+    main,
+    net,
+    on_all,
+    ranks_are_identical,
+    resumed_is_real_groups,
+    same,
+    scaled_is_real_groups,
+    step_of,
+    train,
+    unscaled_is_bare,
+    user_groups,
+)
+
+RUNS: dict[str, Run] = {}
+
+
+def sgd(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def zero(groups: Groups) -> torch.optim.Optimizer:
+    return ZeroRedundancyOptimizer(groups, torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def adam(groups: Groups) -> torch.optim.Optimizer:
+    """As `zero`, of an optimizer with a longer memory and larger steps at small rates."""
+    return ZeroRedundancyOptimizer(groups, torch.optim.Adam, lr=0.1)
+
+
+def scaled(name: str, make: object) -> None:
+    RUNS[name] = controlled(DistributedDataParallel, make)  # type: ignore[arg-type]
+    scaled_is_real_groups(RUNS[name], DistributedDataParallel, make)  # type: ignore[arg-type]
+
+
+def carry(first: nn.Module, before: DensityLR, second: nn.Module, after: DensityLR) -> None:
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(before.state_dict())
+
+
+def carry_zero(first: nn.Module, before: DensityLR, second: nn.Module, after: DensityLR) -> None:
+    """As torch does it: put together on rank 0, which hands it to the others."""
+    second.load_state_dict(first.state_dict())
+    before.consolidate_state_dict(to=0)
+    state = [before.state_dict() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(state)
+    assert state[0] is not None
+    after.load_state_dict(state[0])
+
+
+def reads_the_whole_batch() -> None:
+    """Counts and moments of two ranks are those of one process with all examples."""
+    model, alone = DistributedDataParallel(net()), net()
+    groups = user_groups(model, STARVED)
+    opt = DensityLR(sgd(groups), model, every=1, observe_only=True)
+    twins = [stage for stage in STAGES if STARVED[stage] < max(STARVED.values())]
+    with DensityMonitor(alone, every=1, twins=twins) as monitor:
+        for step in range(3):
+            parts = [batch(step, rank) for rank in range(2)]
+            alone.load_state_dict(model.module.state_dict())
+            alone(torch.cat([x for x, _ in parts]))
+            step_of(model, opt, step)
+    assert len(opt.history) == len(monitor.history) == 3
+    for stage in STAGES:
+        for number in ("count", "mean", "std", "rms", "rms0", "near_zero_absolute"):
+            left, right = (h.series(stage, number) for h in (opt.history, monitor.history))
+            torch.testing.assert_close(torch.tensor(left), torch.tensor(right))
+    # Near zero is counted by each rank against its own twin, as one process does against one.
+    for stage in twins:
+        moved, whole = (h.series(stage, "displacement") for h in (opt.history, monitor.history))
+        assert moved[0] == whole[0] == 0
+        assert abs(moved - whole).max() < 0.1
+    opt.close()
+
+
+class Sometimes(nn.Module):
+    """Two branches, of which a rank may take one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Linear(6, 40)
+        self.branch = nn.Linear(40, 40)
+        self.head = nn.Linear(40, 3)
+
+    def forward(self, x: Tensor, both: bool) -> Tensor:
+        h = self.stem(x).relu()
+        return self.head(self.branch(h).relu() if both else h)
+
+
+def branch_of_one_rank() -> None:
+    """A layer that one rank does not call, and a step without any forward on it."""
+    model = DistributedDataParallel(Sometimes(), find_unused_parameters=True)
+    opt = DensityLR(torch.optim.SGD(model.parameters(), lr=0.05), model, every=1)
+    for step in range(6):
+        x, y = batch(step, dist.get_rank())
+        opt.zero_grad()
+        both = dist.get_rank() == step % 2
+        nn.functional.cross_entropy(model(x, both), y).backward()
+        opt.step()
+    assert opt.history.series("branch", "count").tolist() == [40 * (48 - 16 * (s % 2)) for s in range(6)]
+    assert opt.history.series("stem", "count").tolist() == [40 * 80] * 6
+    readings = on_all(repr(opt.history.readings))
+    assert readings[0] == readings[1]
+    opt.close()
+
+
+def each_for_itself() -> None:
+    """Two trainings in one job: each with a group of its own rank decides for itself."""
+    groups = [dist.new_group([rank]) for rank in range(2)]
+    model = net()
+    optimizer = sgd(user_groups(model, FLAT))
+    opt = DensityLR(optimizer, model, every=1, process_group=groups[dist.get_rank()])
+    run = train(model, opt, range(3))
+    counts = on_all(opt.history.series("0", "count").tolist())
+    assert counts == [[40 * 48] * 3, [40 * 32] * 3]
+    weights = on_all(run.weights)
+    assert not same(weights[0], weights[1])
+
+
+def other_weights() -> str:
+    """Made before DDP has handed out the weights of rank 0."""
+    torch.manual_seed(dist.get_rank())
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))
+    return refusal(lambda: DensityLR(torch.optim.SGD(model.parameters(), lr=0.1), model))
+
+
+def other_steps() -> str:
+    """A checkpoint that one rank only has loaded."""
+    model = DistributedDataParallel(net())
+    opt = DensityLR(sgd(user_groups(model, FLAT)), model, every=1)
+    run = partial(train, model, opt, range(1))
+    run()
+    state = opt.state_dict()
+    run()
+    if dist.get_rank() == 1:
+        opt.load_state_dict(state)
+    reason = refusal(run)
+    opt.close()
+    return reason
+
+
+def recovery_of_a_sharded_state() -> str:
+    model = DistributedDataParallel(net())
+    return refusal(lambda: DensityLR(zero(user_groups(model, FLAT)), model, recover=True))
+
+
+def recovers() -> None:
+    """``recover`` leaves a healthy training alone, in several processes as in one."""
+    left, right = DistributedDataParallel(net()), DistributedDataParallel(net())
+    opt = DensityLR(sgd(user_groups(left, FLAT)), left, recover=True)
+    ours = train(left, opt, range(8))
+    assert same(ours.weights, train(right, sgd(user_groups(right, FLAT)), range(8)).weights)
+    peaks = on_all(opt.history.series("0", "peak").tolist())
+    assert peaks[0] == peaks[1]
+    opt.close()
+
+
+def collapses() -> None:
+    """At a rate far too high all ranks go back together, and stay identical."""
+    model = DistributedDataParallel(net())
+    groups = [{"params": list(model.parameters()), "lr": 3.0}]
+    opt = DensityLR(torch.optim.SGD(groups, momentum=0.9), model, recover=True, every=2)
+    with_nan = train(model, opt, range(60))
+    kinds = on_all([(d.step, d.kind) for d in opt.history.decisions])
+    assert kinds[0] == kinds[1]
+    assert any(kind == "recover" for _, kind in kinds[0]), kinds
+    weights = on_all(with_nan.weights)
+    assert same(weights[0], weights[1])
+    opt.close()
+
+
+if __name__ == "__main__":
+    main(
+        {
+            "DDP: unscaled = bare": partial(unscaled_is_bare, DistributedDataParallel, sgd),
+            "DDP: scaled = real groups": partial(scaled, "DDP", sgd),
+            "DDP: ranks identical": lambda: ranks_are_identical(RUNS["DDP"]),
+            "DDP: resume": partial(resumed_is_real_groups, DistributedDataParallel, sgd, carry),
+            "reading": reads_the_whole_batch,
+            "branch": branch_of_one_rank,
+            "own groups": each_for_itself,
+            "other weights": other_weights,
+            "other steps": other_steps,
+            "recover": recovers,
+            "collapse": collapses,
+            "ZeRO: unscaled = bare": partial(unscaled_is_bare, DistributedDataParallel, adam),
+            "ZeRO: scaled = real groups": partial(scaled, "ZeRO", zero),
+            "ZeRO: ranks identical": lambda: ranks_are_identical(RUNS["ZeRO"]),
+            "ZeRO: resume": partial(
+                resumed_is_real_groups, DistributedDataParallel, zero, carry_zero
+            ),
+            "ZeRO: recover": recovery_of_a_sharded_state,
+        }
+    )
