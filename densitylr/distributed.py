@@ -87,7 +87,7 @@ class Ranks:
         self.sharded = any(is_sharded(p) for p in model.parameters())
         self._replicas = _replicas(model)
         members = distributed.get_process_group_ranks(group)
-        self._group = distributed.new_group(
+        self._group: Any = distributed.new_group(
             members, backend="gloo", timeout=TIMEOUT, use_local_synchronization=True
         )
 
@@ -157,9 +157,9 @@ class Ranks:
             torch.distributed.all_gather(received, sent, group=self._group)
         except RuntimeError as error:
             raise RuntimeError(
-                f"rank {self.rank} could not put its densities together with those of the other "
-                f"{self.size - 1} at step {step}: a rank has died, has closed its DensityLR, or "
-                f"did not come to this step within {TIMEOUT} ({error})"
+                f"rank {self.rank} of {self.size} could not put its densities together with the "
+                f"others' at step {step}: a rank has died, has closed its DensityLR, or did not "
+                f"come to this step within {TIMEOUT} ({error})"
             ) from error
         return torch.stack(received).numpy()
 

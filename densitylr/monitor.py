@@ -125,7 +125,9 @@ class DensityMonitor:
     read once, before normalisation and activation, through a bounded sample, and one small
     buffer is copied to the host. Forwards in evaluation mode or without gradients, the second
     call of a shared layer, and the recomputation of activation checkpointing are not read.
-    Numbers, losses and random states are those of a run without the monitor.
+    Numbers, losses and random states are those of a run without the monitor. In several
+    processes each monitor reads its own rank's examples; under ``fully_shard`` all ranks make
+    one, as the first weights are put together for the twins.
 
     Args:
         model: the model to watch, not yet trained. Make the monitor before

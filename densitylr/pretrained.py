@@ -111,6 +111,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
         if trace:
             return WeightCheck(False, f"{name}: {trace}")
     seen: set[int] = set()
+    parameter: Tensor
     for tap, layer in stage.taps.items():
         weights = [p for p in layer.parameters() if p.ndim >= 2 and p.numel()]
         fans = {k: v for w in weights for k, v in _fans(layer, w.shape).items()}
@@ -118,12 +119,12 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
             if id(parameter) in seen or not parameter.numel():
                 continue
             seen.add(id(parameter))
+            parameter = whole(parameter)
             # weight_norm keeps the row norms of its weight as a parameter of their own.
             if local.endswith(("weight_g", "original0")) and max(parameter.shape) == (
                 parameter.numel()
             ):
                 continue
-            parameter = whole(parameter)
             if parameter.ndim >= 2:
                 weight = _without_padding(layer, parameter)
                 trace = _weight_trace(weight, layer, parameter.shape)

@@ -8,7 +8,7 @@ from tests.matrix.cells import Cell
 
 __all__ = ["SECTIONS", "cells_of"]
 
-SECTIONS = ("optimizers",)
+SECTIONS = ("optimizers", "distributed")
 
 
 def cells_of(section: str) -> list[Cell]:

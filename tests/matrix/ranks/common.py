@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from densitylr import DensityLR
 Groups = list[dict[str, Any]]
 Wrap = Callable[[nn.Module], nn.Module]
 Make = Callable[[Groups], torch.optim.Optimizer]
-Step = Callable[[torch.optim.Optimizer, int], None]
+Carry = Callable[[nn.Module, DensityLR, nn.Module, DensityLR], None]
+Check = Callable[[], str | None]
 
 STAGES = ("0", "2", "4")
 STARVED = {"0": 3e-3, "2": 3e-3, "4": 0.3}
@@ -162,7 +164,7 @@ def ranks_are_identical(run: Run) -> None:
 def resumed_is_real_groups(
     wrap: Wrap,
     make: Make,
-    carry: Callable[[nn.Module, DensityLR, nn.Module, DensityLR], None],
+    carry: Carry,
     steps: int = 12,
 ) -> None:
     """Half of the steps, a checkpoint, another model that goes on: as real groups all the way.
@@ -185,7 +187,28 @@ def resumed_is_real_groups(
     assert same(real.weights, rest.weights)
 
 
-def main(checks: Mapping[str, Callable[[], str | None]]) -> None:
+def sgd(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def row(name: str, wrap: Wrap, make: Make, carry: Carry, recover: Check) -> dict[str, Check]:
+    """The checks of one row of the table, by ``"row: column"``."""
+    runs: list[Run] = []
+
+    def scaled() -> None:
+        runs.append(controlled(wrap, make))
+        scaled_is_real_groups(runs[0], wrap, make)
+
+    return {
+        f"{name}: unscaled = bare": partial(unscaled_is_bare, wrap, make),
+        f"{name}: scaled = real groups": scaled,
+        f"{name}: ranks identical": lambda: ranks_are_identical(runs[0]),
+        f"{name}: resume": partial(resumed_is_real_groups, wrap, make, carry),
+        f"{name}: recover=True": recover,
+    }
+
+
+def main(checks: Mapping[str, Check]) -> None:
     """Run each check on all ranks and write ``{name: [kind, reason]}`` to the file in argv.
 
     A check returns None, or the sentence with which it was refused. All ranks go through all of
@@ -202,7 +225,9 @@ def main(checks: Mapping[str, Callable[[], str | None]]) -> None:
         except Exception:
             found[name] = ("failed", traceback.format_exc())
         everywhere = on_all(found[name])
-        failed = [f"rank {r}: {why}" for r, (kind, why) in enumerate(everywhere) if kind == "failed"]
+        failed = [
+            f"rank {r}: {why}" for r, (kind, why) in enumerate(everywhere) if kind == "failed"
+        ]
         if failed:
             found[name] = ("failed", "\n".join(failed))
         if dist.get_rank() == 0:

@@ -17,41 +17,21 @@ from tests.matrix.ranks.common import (
     STAGES,
     STARVED,
     Groups,
-    Run,
     batch,
-    controlled,
     main,
     net,
     on_all,
-    ranks_are_identical,
-    resumed_is_real_groups,
+    row,
     same,
-    scaled_is_real_groups,
+    sgd,
     step_of,
     train,
-    unscaled_is_bare,
     user_groups,
 )
 
-RUNS: dict[str, Run] = {}
-
-
-def sgd(groups: Groups) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=0.9)
-
 
 def zero(groups: Groups) -> torch.optim.Optimizer:
-    return ZeroRedundancyOptimizer(groups, torch.optim.SGD, lr=0.1, momentum=0.9)
-
-
-def adam(groups: Groups) -> torch.optim.Optimizer:
-    """As `zero`, of an optimizer with a longer memory and larger steps at small rates."""
     return ZeroRedundancyOptimizer(groups, torch.optim.Adam, lr=0.1)
-
-
-def scaled(name: str, make: object) -> None:
-    RUNS[name] = controlled(DistributedDataParallel, make)  # type: ignore[arg-type]
-    scaled_is_real_groups(RUNS[name], DistributedDataParallel, make)  # type: ignore[arg-type]
 
 
 def carry(first: nn.Module, before: DensityLR, second: nn.Module, after: DensityLR) -> None:
@@ -110,7 +90,7 @@ class Sometimes(nn.Module):
 
 
 def branch_of_one_rank() -> None:
-    """A layer that one rank does not call, and a step without any forward on it."""
+    """A layer that one rank calls, and the other does not; the next step the other way round."""
     model = DistributedDataParallel(Sometimes(), find_unused_parameters=True)
     opt = DensityLR(torch.optim.SGD(model.parameters(), lr=0.05), model, every=1)
     for step in range(6):
@@ -119,7 +99,9 @@ def branch_of_one_rank() -> None:
         both = dist.get_rank() == step % 2
         nn.functional.cross_entropy(model(x, both), y).backward()
         opt.step()
-    assert opt.history.series("branch", "count").tolist() == [40 * (48 - 16 * (s % 2)) for s in range(6)]
+    assert opt.history.series("branch", "count").tolist() == [
+        40 * (48 - 16 * (s % 2)) for s in range(6)
+    ]
     assert opt.history.series("stem", "count").tolist() == [40 * 80] * 6
     readings = on_all(repr(opt.history.readings))
     assert readings[0] == readings[1]
@@ -194,23 +176,19 @@ def collapses() -> None:
 if __name__ == "__main__":
     main(
         {
-            "DDP: unscaled = bare": partial(unscaled_is_bare, DistributedDataParallel, sgd),
-            "DDP: scaled = real groups": partial(scaled, "DDP", sgd),
-            "DDP: ranks identical": lambda: ranks_are_identical(RUNS["DDP"]),
-            "DDP: resume": partial(resumed_is_real_groups, DistributedDataParallel, sgd, carry),
+            **row("DDP", DistributedDataParallel, sgd, carry, recovers),
+            **row(
+                "DDP, ZeroRedundancyOptimizer",
+                DistributedDataParallel,
+                zero,
+                carry_zero,
+                recovery_of_a_sharded_state,
+            ),
             "reading": reads_the_whole_batch,
             "branch": branch_of_one_rank,
+            "collapse": collapses,
             "own groups": each_for_itself,
             "other weights": other_weights,
             "other steps": other_steps,
-            "recover": recovers,
-            "collapse": collapses,
-            "ZeRO: unscaled = bare": partial(unscaled_is_bare, DistributedDataParallel, adam),
-            "ZeRO: scaled = real groups": partial(scaled, "ZeRO", zero),
-            "ZeRO: ranks identical": lambda: ranks_are_identical(RUNS["ZeRO"]),
-            "ZeRO: resume": partial(
-                resumed_is_real_groups, DistributedDataParallel, zero, carry_zero
-            ),
-            "ZeRO: recover": recovery_of_a_sharded_state,
         }
     )
