@@ -67,8 +67,8 @@ class DensityLR(Optimizer):
             larger rates than it had; see `densitylr.recovery.Recovery` for the rules and the
             memory. Without a collapse nothing changes. Gradients, the schedule and the
             entries of ``param_groups`` are not taken back.
-        process_group: the ranks that train this model on different batches; default: all. Each
-            of them makes a ``DensityLR``, after DDP or ``fully_shard``, and steps it.
+        process_group: the ranks that train this model on different batches; default: DDP's, or
+            all. Each of them makes a ``DensityLR``, after DDP or ``fully_shard``, and steps it.
 
     Attributes:
         inner: the user's optimizer.
@@ -136,7 +136,7 @@ class DensityLR(Optimizer):
         self._stepping = False
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         if self._ranks is not None:
-            self._ranks.check_alike(
+            self._ranks.meet(
                 alike(
                     self.stages,
                     mode=mode,

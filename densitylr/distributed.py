@@ -81,27 +81,28 @@ class Ranks:
     """
 
     def __init__(self, group: ProcessGroup, model: nn.Module) -> None:
-        distributed = torch.distributed
-        self.rank = distributed.get_rank(group)
-        self.size = distributed.get_world_size(group)
+        self.rank = torch.distributed.get_rank(group)
+        self.size = torch.distributed.get_world_size(group)
         self.sharded = any(is_sharded(p) for p in model.parameters())
+        self._members = torch.distributed.get_process_group_ranks(group)
         self._replicas = _replicas(model)
-        members = distributed.get_process_group_ranks(group)
-        self._group: Any = distributed.new_group(
-            members, backend="gloo", timeout=TIMEOUT, use_local_synchronization=True
-        )
+        self._group: Any = None
 
-    def check_alike(self, facts: Mapping[str, str]) -> None:
-        """Refuse ranks that would not decide alike. A collective.
+    def meet(self, facts: Mapping[str, str]) -> None:
+        """Make the process group, and refuse ranks that would not decide alike. A collective.
 
         Raises:
-            ValueError: a fact, by name, is not the same on all ranks.
+            ValueError: a fact, by name, is not the same on all ranks. The group is gone then.
         """
+        self._group = torch.distributed.new_group(
+            self._members, backend="gloo", timeout=TIMEOUT, use_local_synchronization=True
+        )
         found: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(found, dict(facts), group=self._group)
         for rank, other in enumerate(found):
             for name, value in found[0].items():
                 if other.get(name) != value:
+                    self.close()
                     raise ValueError(
                         f"the {self.size} processes must train one model with the same settings, "
                         f"but {name} is {value} on rank 0 and {other.get(name)} on rank {rank}: "
@@ -158,18 +159,19 @@ class Ranks:
         except RuntimeError as error:
             raise RuntimeError(
                 f"rank {self.rank} of {self.size} could not put its densities together with the "
-                f"others' at step {step}: a rank has died, has closed its DensityLR, or did not "
-                f"come to this step within {TIMEOUT} ({error})"
+                f"others' at step {step}: a rank has died, has closed its DensityLR, has run out "
+                f"of batches, or did not come to this step within {TIMEOUT} ({error})"
             ) from error
         return torch.stack(received).numpy()
 
 
 def find_ranks(model: nn.Module, process_group: ProcessGroup | None = None) -> Ranks | None:
-    """The ranks that train ``model``; None where one process does. A collective.
+    """The ranks that train ``model``; None where one process does.
 
     Args:
         model: the model, wrapped or sharded already.
-        process_group: the ranks that train one model on different batches; default: all.
+        process_group: the ranks that train one model on different batches; default: those of
+            DDP around ``model``, or all.
 
     Raises:
         ValueError: the model is divided over processes in a way that hides its weight layers,
@@ -178,7 +180,9 @@ def find_ranks(model: nn.Module, process_group: ProcessGroup | None = None) -> R
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
-    group = process_group if process_group is not None else distributed.group.WORLD
+    replicas = _replicas(model)
+    group = replicas[0].process_group if replicas else distributed.group.WORLD
+    group = process_group if process_group is not None else group
     if group is None or distributed.get_rank(group) < 0:
         raise ValueError(
             f"this process, rank {distributed.get_rank()}, is not in the process_group it was given"
@@ -190,7 +194,7 @@ def find_ranks(model: nn.Module, process_group: ProcessGroup | None = None) -> R
 
 
 def alike(stages: Mapping[str, Stage], **settings: Any) -> dict[str, str]:
-    """What must be the same on all ranks, in words; see `Ranks.check_alike`."""
+    """What must be the same on all ranks, in words; see `Ranks.meet`."""
     facts = {name: str(value) for name, value in settings.items()}
     for name, stage in stages.items():
         facts[f"what stage {name!r} holds"] = ", ".join((*stage.taps, *stage.parameters))

@@ -110,15 +110,23 @@ def branch_of_one_rank() -> None:
 
 def each_for_itself() -> None:
     """Two trainings in one job: each with a group of its own rank decides for itself."""
+    rank = dist.get_rank()
     groups = [dist.new_group([rank]) for rank in range(2)]
-    model = net()
-    optimizer = sgd(user_groups(model, FLAT))
-    opt = DensityLR(optimizer, model, every=1, process_group=groups[dist.get_rank()])
-    run = train(model, opt, range(3))
-    counts = on_all(opt.history.series("0", "count").tolist())
-    assert counts == [[40 * 48] * 3, [40 * 32] * 3]
-    weights = on_all(run.weights)
-    assert not same(weights[0], weights[1])
+    model, alone = net(), DistributedDataParallel(net(), process_group=groups[rank])
+    inner = sgd(user_groups(model, FLAT))
+    assert "is not in the process_group" in refusal(
+        lambda: DensityLR(inner, model, process_group=groups[1 - rank])
+    )
+    runs = [
+        train(model, DensityLR(inner, model, every=1, process_group=groups[rank]), range(3)),
+        train(alone, DensityLR(sgd(user_groups(alone, FLAT)), alone, every=1), range(3)),
+    ]
+    for run in runs:
+        assert isinstance(run.optimizer, DensityLR)
+        counts = on_all(run.optimizer.history.series("0", "count").tolist())
+        assert counts == [[40 * 48] * 3, [40 * 32] * 3]
+        weights = on_all(run.weights)
+        assert not same(weights[0], weights[1])
 
 
 def other_weights() -> str:
@@ -146,6 +154,15 @@ def other_steps() -> str:
 def recovery_of_a_sharded_state() -> str:
     model = DistributedDataParallel(net())
     return refusal(lambda: DensityLR(zero(user_groups(model, FLAT)), model, recover=True))
+
+
+def step_within_backward() -> str:
+    """ZeRO that overlaps its step with DDP's backward pass."""
+    model = DistributedDataParallel(net())
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), torch.optim.SGD, overlap_with_ddp=True, lr=0.1
+    )
+    return refusal(lambda: DensityLR(optimizer, model))
 
 
 def recovers() -> None:
@@ -184,6 +201,7 @@ if __name__ == "__main__":
                 carry_zero,
                 recovery_of_a_sharded_state,
             ),
+            "overlap": step_within_backward,
             "reading": reads_the_whole_batch,
             "branch": branch_of_one_rank,
             "collapse": collapses,

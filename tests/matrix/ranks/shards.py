@@ -33,16 +33,23 @@ from tests.matrix.ranks.common import (
     main,
     net,
     on_all,
+    ranks_are_identical,
     row,
+    scaled_is_real_groups,
     sgd,
     unscaled_is_bare,
     user_groups,
 )
 
 
-def shard(model: nn.Module, **policy: Any) -> nn.Module:
-    """Two layers shards of their own, the third one of the root's."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+def shard(model: nn.Module, replicas: int = 0, **policy: Any) -> nn.Module:
+    """Two layers' shards of their own, the third one in the root's; so many replicas of them."""
+    size = dist.get_world_size()
+    if replicas:
+        shape, names = (replicas, size // replicas), ("replicas", "shards")
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    else:
+        mesh = init_device_mesh("cpu", (size,))
     for layer in (model[0], model[2]):  # type: ignore[index]
         fully_shard(layer, mesh=mesh, **policy)
     return fully_shard(model, mesh=mesh, **policy)
@@ -89,6 +96,14 @@ def carried(*given: Any) -> None:
         dist.broadcast_object_list(folders)
         carry(folders[0], *given)
         dist.barrier()
+
+
+def hybrid() -> None:
+    """Replicas of shards, a mesh of two dimensions."""
+    wrap = partial(shard, replicas=2)
+    run = controlled(wrap, sgd)
+    scaled_is_real_groups(run, wrap, sgd)
+    ranks_are_identical(run)
 
 
 def zero_gradient() -> None:
@@ -213,6 +228,7 @@ if __name__ == "__main__":
         {
             **row(name, shard, sgd, carried, recovery),
             "as replicas": as_replicas,
+            "hybrid": hybrid,
             "gradients": zero_gradient,
             "precision": mixed_precision,
             "estimators": estimators,
