@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from functools import partial
 from typing import Any
@@ -69,24 +68,27 @@ def as_replicas() -> None:
 def carry(
     folder: str, first: nn.Module, before: DensityLR, second: nn.Module, after: DensityLR
 ) -> None:
-    """Model and optimizer as torch saves them, our own state as a text beside them."""
+    """Model and optimizer as torch saves them, our own state beside them in a tuple.
+
+    A tuple is one value to torch, so that what is loaded need not have the keys of what is there.
+    """
     dcp.save(
         {
             "model": get_model_state_dict(first),
             "optimizer": get_optimizer_state_dict(first, before.inner),
-            "densitylr": json.dumps(before.state_dict()["densitylr"]),
+            "densitylr": (before.state_dict()["densitylr"],),
         },
         checkpoint_id=folder,
     )
     state: dict[str, Any] = {
         "model": get_model_state_dict(second),
         "optimizer": get_optimizer_state_dict(second, after),  # the wrapper is as good here
-        "densitylr": "",
+        "densitylr": (None,),
     }
     dcp.load(state, checkpoint_id=folder)
     set_model_state_dict(second, state["model"])
     set_optimizer_state_dict(second, after.inner, state["optimizer"])
-    after.load_state_dict({**after.inner.state_dict(), "densitylr": json.loads(state["densitylr"])})
+    after.load_state_dict({**after.inner.state_dict(), "densitylr": state["densitylr"][0]})
 
 
 def carried(*given: Any) -> None:
