@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from densitylr import DensityLR
+from tests.matrix.cells import refusal
 
 Groups = list[dict[str, Any]]
 Wrap = Callable[[nn.Module], nn.Module]
@@ -111,6 +112,13 @@ def on_all(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def refused(act: Callable[[], object], because: str) -> str:
+    """The sentence with which ``act`` is refused, which must be the one that is meant."""
+    reason = refusal(act)
+    assert because in reason, reason
+    return reason
 
 
 def unscaled_is_bare(wrap: Wrap, make: Make, steps: int = 12) -> None:

@@ -11,7 +11,6 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from densitylr import DensityLR, DensityMonitor
-from tests.matrix.cells import refusal
 from tests.matrix.ranks.common import (
     FLAT,
     STAGES,
@@ -21,6 +20,7 @@ from tests.matrix.ranks.common import (
     main,
     net,
     on_all,
+    refused,
     row,
     same,
     sgd,
@@ -114,9 +114,8 @@ def each_for_itself() -> None:
     groups = [dist.new_group([rank]) for rank in range(2)]
     model, alone = net(), DistributedDataParallel(net(), process_group=groups[rank])
     inner = sgd(user_groups(model, FLAT))
-    assert "is not in the process_group" in refusal(
-        lambda: DensityLR(inner, model, process_group=groups[1 - rank])
-    )
+    other = groups[1 - rank]
+    refused(lambda: DensityLR(inner, model, process_group=other), "is not in the process_group")
     runs = [
         train(model, DensityLR(inner, model, every=1, process_group=groups[rank]), range(3)),
         train(alone, DensityLR(sgd(user_groups(alone, FLAT)), alone, every=1), range(3)),
@@ -133,7 +132,8 @@ def other_weights() -> str:
     """Made before DDP has handed out the weights of rank 0."""
     torch.manual_seed(dist.get_rank())
     model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))
-    return refusal(lambda: DensityLR(torch.optim.SGD(model.parameters(), lr=0.1), model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return refused(lambda: DensityLR(optimizer, model), "the sum of the weights of stage")
 
 
 def other_steps() -> str:
@@ -146,14 +146,15 @@ def other_steps() -> str:
     run()
     if dist.get_rank() == 1:
         opt.load_state_dict(state)
-    reason = refusal(run)
+    reason = refused(run, "the ranks must step together")
     opt.close()
     return reason
 
 
 def recovery_of_a_sharded_state() -> str:
     model = DistributedDataParallel(net())
-    return refusal(lambda: DensityLR(zero(user_groups(model, FLAT)), model, recover=True))
+    optimizer = zero(user_groups(model, FLAT))
+    return refused(lambda: DensityLR(optimizer, model, recover=True), "recover=True")
 
 
 def step_within_backward() -> str:
@@ -162,7 +163,7 @@ def step_within_backward() -> str:
     optimizer = ZeroRedundancyOptimizer(
         model.parameters(), torch.optim.SGD, overlap_with_ddp=True, lr=0.1
     )
-    return refusal(lambda: DensityLR(optimizer, model))
+    return refused(lambda: DensityLR(optimizer, model), "overlap_with_ddp=False")
 
 
 def recovers() -> None:

@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from densitylr import DensityLR, find_stages
 from densitylr.pretrained import check_untrained
-from tests.matrix.cells import refusal
 from tests.matrix.ranks.common import (
     FLAT,
     STAGES,
@@ -33,6 +32,7 @@ from tests.matrix.ranks.common import (
     net,
     on_all,
     ranks_are_identical,
+    refused,
     row,
     scaled_is_real_groups,
     sgd,
@@ -210,18 +210,21 @@ def pretrained() -> None:
 
 def tensor_parallel() -> str:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = parallelize_module(net(), mesh, {"0": ColwiseParallel(output_layouts=None)})
-    return refusal(lambda: DensityLR(torch.optim.SGD(model.parameters(), lr=0.1), model))
+    model = parallelize_module(net(), mesh, {"0": ColwiseParallel()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return refused(lambda: DensityLR(optimizer, model), "tensor parallelism")
 
 
 def flat_parameters() -> str:
     model = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
-    return refusal(lambda: DensityLR(torch.optim.SGD(model.parameters(), lr=0.1), model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return refused(lambda: DensityLR(optimizer, model), "use torch.distributed.fsdp.fully_shard")
 
 
 def recovery() -> str:
     model = shard(net())
-    return refusal(lambda: DensityLR(sgd(user_groups(model, FLAT)), model, recover=True))
+    optimizer = sgd(user_groups(model, FLAT))
+    return refused(lambda: DensityLR(optimizer, model, recover=True), "recover=True")
 
 
 if __name__ == "__main__":
