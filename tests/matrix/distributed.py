@@ -19,7 +19,7 @@ from tests.matrix.cells import Cell, UnavailableError
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240
-"""Seconds that a launch may take on a busy machine; it takes 10 to 20."""
+"""Seconds that a launch may take on a busy machine, less than a rank waits for another one."""
 
 COLUMNS = ("unscaled = bare", "scaled = real groups", "ranks identical", "resume", "recover=True")
 ROWS = {

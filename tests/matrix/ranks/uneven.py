@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from unittest import mock
 
@@ -69,9 +68,7 @@ def late() -> str:
         opt = DensityLR(torch.optim.SGD(user_groups(model, FLAT)), model)
         reason = [""]
         if dist.get_rank() == 0:
-            start = time.monotonic()
             reason = [refused(opt.step, "rank 0 of 2 could not")]
-            assert time.monotonic() - start < 20
     dist.broadcast_object_list(reason)
     opt.close()
     return reason[0].split(" (")[0]
