@@ -1,4 +1,4 @@
-"""A rank that dies between backward and step: what the other one is told, long before the time-out."""
+"""A rank that dies between backward and step, and what the other one is told at once."""
 
 from __future__ import annotations
 
