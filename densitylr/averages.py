@@ -3,101 +3,100 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from densitylr.density import summarise
+from densitylr.density import BINS, TABLE, summarise
 from densitylr.probe import DORMANT, PEAK, SUMS, VARIETY, Probe
 from densitylr.records import StageReading
 from densitylr.stages import Stage
 from densitylr.taps import Tap
 
-__all__ = ["Numbers", "combine", "numbers"]
+__all__ = ["combine", "tabulate"]
 
 _SHARES = ("near_zero", "near_zero_absolute", "near_zero_present", "exactly_zero")
-_AVERAGED = (*_SHARES, "mean", "std", "rms", "rms0")
-_NUMBERS = (*_AVERAGED, "untrained", "displacement", "dormant", "variety", "peak")
+_MEANS = ("mean", "std", "rms", "rms0", "dormant", "variety", "peak")
+_NUMBERS = (*_SHARES, *_MEANS, "untrained", "displacement")
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers of all taps that were read at a probe, ``[taps]`` unless said."""
+def tabulate(
+    taps: Sequence[Tap],
+    probes: Mapping[torch.device, Probe],
+    host: Mapping[torch.device, np.ndarray],
+) -> np.ndarray:
+    """The numbers of each tap; what a tap is compared with is left with it.
 
-    taps: list[Tap]
-    live: np.ndarray  # whether it holds a finite element
-    means: np.ndarray  # _NUMBERS, [taps, numbers]
-    count: np.ndarray
-    nonfinite: np.ndarray
-    histogram: np.ndarray  # [taps, BINS]
+    Args:
+        taps: all taps, by row.
+        probes: the probes by device.
+        host: of the devices that were read, the rows of their probe, float64.
+
+    Returns:
+        float64 ``[taps, len(TABLE) + BINS]``: `densitylr.density.TABLE` and the histogram; zeros
+        where a tap was not read.
+    """
+    table = np.zeros((len(taps), len(TABLE) + BINS))
+    for device, rows in host.items():
+        probe = probes[device]
+        sizes = np.array(probe.sizes)
+        own = [tap for tap in taps if tap.device == device]
+        at = [tap.row for tap in own]
+        found = dict(summarise(rows[at, :SUMS], sizes[at]))
+        answered = [tap for tap in own if tap.answered]
+        if answered:
+            twins = [probe.twin_row[tap.row] for tap in answered]
+            answers = summarise(rows[twins, :SUMS], sizes[twins])
+            for i, tap in enumerate(answered):
+                tap.reference = (float(answers["count"][i]), float(answers["near_zero"][i]))
+        for i, tap in enumerate(own):
+            if found["count"][i]:
+                tap.rms0 = float(found["rms0"][i])
+                first = (float(found["count"][i]), float(found["near_zero"][i]))
+                tap.reference = tap.reference or first
+        references = np.array([tap.reference or (0.0, 0.0) for tap in own])
+        found["reference_count"], found["reference_near_zero"] = references.T
+        for name, column in (("dormant", DORMANT), ("variety", VARIETY), ("peak", PEAK)):
+            found[name] = rows[at, column]
+        for i, name in enumerate(TABLE):
+            table[at, i] = found[name]
+        table[at, len(TABLE) :] = found["histogram"]
+    return table
 
 
-def numbers(
-    taps: list[Tap], probes: Mapping[torch.device, Probe], host: Mapping[torch.device, np.ndarray]
-) -> Numbers:
-    """What the rows of the taps say; new references are left with the taps."""
+def combine(
+    stages: Mapping[str, Stage], taps: Mapping[str, Tap], table: np.ndarray
+) -> dict[str, StageReading]:
+    """Means over the taps of each stage that were read and hold a finite element.
 
-    def rows(of: list[Tap], twins: bool) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        at = [
-            (tap.device, probes[tap.device].twin_row[tap.row] if twins else tap.row)
-            for tap in of
-            if tap.device is not None
-        ]
-        found = np.array([host[device][row] for device, row in at])
-        sizes = np.array([probes[device].sizes[row] for device, row in at])
-        return found, summarise(found[:, :SUMS], sizes)
-
-    found, sums = rows(taps, twins=False)
-    answered = [tap for tap in taps if tap.answered]
-    if answered:
-        _, answers = rows(answered, twins=True)
-        for i, tap in enumerate(answered):
-            tap.reference = (float(answers["count"][i]), float(answers["near_zero"][i]))
-    for i, tap in enumerate(taps):
-        if sums["count"][i]:
-            tap.rms0 = float(sums["rms0"][i])
-            tap.reference = tap.reference or (
-                float(sums["count"][i]),
-                float(sums["near_zero"][i]),
-            )
-    count0, near0 = np.array([tap.reference or (0.0, 0.0) for tap in taps]).T
-    live = (sums["count"] > 0) & (count0 > 0)
-    n, n0 = np.maximum(sums["count"], 1), np.maximum(count0, 1)
+    Args:
+        stages: the stages by name.
+        taps: the taps by name.
+        table: from `tabulate`.
+    """
+    column = {name: table[:, i] for i, name in enumerate(TABLE)}
+    count, near = column["count"], column["near_zero"]
+    count0, near0 = column["reference_count"], column["reference_near_zero"]
+    live = (count > 0) & (count0 > 0)
+    n, n0 = np.maximum(count, 1), np.maximum(count0, 1)
     # Half a count more keeps the logarithm finite and equal counts at exactly zero.
-    now = np.log((sums["near_zero"] + 0.5) / (n + 1))
-    means = np.stack(
-        [
-            *(sums[name] / n for name in _SHARES),
-            *(sums[name] for name in _AVERAGED[len(_SHARES) :]),
-            near0 / n0,
-            np.abs(now - np.log((near0 + 0.5) / (n0 + 1))),
-            found[:, DORMANT],
-            found[:, VARIETY],
-            found[:, PEAK],
-        ],
-        axis=1,
-    )
-    return Numbers(taps, live, means, sums["count"], sums["nonfinite"], sums["histogram"])
-
-
-def combine(stages: Mapping[str, Stage], seen: Numbers) -> dict[str, StageReading]:
-    """Means over the taps of each stage that were read and hold a finite element."""
-    row_of = {tap.name: i for i, tap in enumerate(seen.taps)}
+    displacement = np.abs(np.log((near + 0.5) / (n + 1)) - np.log((near0 + 0.5) / (n0 + 1)))
+    shares = [column[name] / n for name in _SHARES]
+    means = np.stack([*shares, *(column[name] for name in _MEANS), near0 / n0, displacement], 1)
+    histogram = table[:, len(TABLE) :].astype(np.int64)
     readings = {}
     for stage in stages.values():
-        own = [row_of[name] for name in stage.taps if name in row_of]
-        live = [i for i in own if seen.live[i]]
-        unread = [math.nan] * len(_NUMBERS)
-        found = seen.means[live].mean(0).tolist() if live else unread
+        own = [taps[name].row for name in stage.taps]
+        alive = [row for row in own if live[row]]
+        found = means[alive].mean(0).tolist() if alive else [math.nan] * len(_NUMBERS)
         found = [math.nan if math.isnan(x) else x for x in found]  # one object: readings compare
-        estimators = {seen.taps[i].estimator for i in live} or {"first-probe"}
+        estimators = {tap.estimator for tap in taps.values() if tap.row in alive}
         readings[stage.name] = StageReading(
             **dict(zip(_NUMBERS, found, strict=True)),
-            estimator=estimators.pop() if len(estimators) == 1 else "mixed",
-            count=int(seen.count[live].sum()),
-            nonfinite=int(seen.nonfinite[own].sum()),
-            histogram=seen.histogram[own].sum(0),
+            estimator=(estimators or {"first-probe"}).pop() if len(estimators) < 2 else "mixed",
+            count=int(count[alive].sum()),
+            nonfinite=int(column["nonfinite"][own].sum()),
+            histogram=histogram[own].sum(0),
         )
     return readings

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from densitylr.stages import Stage
 
-__all__ = ["check_optimizer", "check_processes", "check_stages", "owners"]
+__all__ = ["check_optimizer", "check_stages", "owners"]
 
 
 def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> None:
@@ -53,23 +53,6 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
     for i, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             raise ValueError(f"param_groups[{i}] of {name} has no 'lr' to scale")
-
-
-def check_processes(observe_only: bool) -> None:
-    """Refuse several processes, unless rates are left alone.
-
-    Raises:
-        ValueError: training runs in several processes.
-    """
-    distributed = torch.distributed
-    if observe_only or not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if distributed.get_world_size() > 1:
-        raise ValueError(
-            f"training runs in {distributed.get_world_size()} processes, and each would set its "
-            "rates by its own batches, so that replicas diverge: pass observe_only=True, or find "
-            "the rates in one process"
-        )
 
 
 def owners(optimizer: Optimizer, stages: Mapping[str, Stage]) -> list[list[str | None]]:

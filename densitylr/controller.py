@@ -6,15 +6,16 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from densitylr.cadence import Cadence, check_every
-from densitylr.checks import check_optimizer, check_processes, check_stages, owners
+from densitylr.checks import check_optimizer, check_stages, owners
 from densitylr.diagnosis import diagnose
+from densitylr.distributed import alike, find_ranks, stepping_optimizer
 from densitylr.gradients import without_gradient
 from densitylr.history import History
 from densitylr.monitor import DensityMonitor
@@ -24,6 +25,9 @@ from densitylr.records import Decision, Diagnosis
 from densitylr.recovery import Recovery
 from densitylr.splitting import Scaling
 from densitylr.stages import Stage, find_stages
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["DensityLR"]
 
@@ -67,6 +71,8 @@ class DensityLR(Optimizer):
             larger rates than it had; see `densitylr.recovery.Recovery` for the rules and the
             memory. Without a collapse nothing changes. Gradients, the schedule and the
             entries of ``param_groups`` are not taken back.
+        process_group: the ranks that train this model on different batches; default: DDP's, or
+            all. Each of them makes a ``DensityLR``, after DDP or ``fully_shard``, and steps it.
 
     Attributes:
         inner: the user's optimizer.
@@ -77,8 +83,10 @@ class DensityLR(Optimizer):
         TypeError: ``optimizer`` is not an ``Optimizer``, or ``model`` not a module.
         ValueError: no such mode; an optimizer that misses all of a stage's trainable
             parameters, or is wrapped already; an optimizer that wants one rate for the whole
-            model; training in several processes, unless ``observe_only``; ``recover`` with
-            ``observe_only``; and as in `find_stages`. Nothing has been changed then.
+            model; ranks that differ in settings, stages or weights; a model divided over
+            processes by anything but DDP and ``fully_shard``; ``recover`` with
+            ``observe_only`` or a sharded state; and as in `find_stages`. Nothing has been
+            changed then.
 
     Example::
 
@@ -102,16 +110,23 @@ class DensityLR(Optimizer):
         pretrained: bool | None = None,
         observe_only: bool = False,
         recover: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         # Everything that can fail comes first: nothing is hooked before it has passed.
         law = LiftOff(mode)
         check_every(every)
         check_optimizer(optimizer, DensityLR)
-        check_processes(observe_only)
+        stepping = stepping_optimizer(optimizer)
         if recover and observe_only:
             raise ValueError(
                 "recover=True goes back to a snapshot, observe_only=True leaves training alone: "
                 "choose one"
+            )
+        self._ranks = find_ranks(model, process_group)
+        if recover and self._ranks and (self._ranks.sharded or stepping is not optimizer):
+            raise ValueError(
+                "recover=True goes back to a snapshot of the whole state, of which each process "
+                "holds a part only under fully_shard and ZeroRedundancyOptimizer"
             )
         self.stages: dict[str, Stage] = find_stages(model, stages)
         self.inner = optimizer
@@ -127,6 +142,18 @@ class DensityLR(Optimizer):
         self._unread = 0  # steps since a reading was asked for
         self._stepping = False
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
+        if self._ranks is not None:
+            self._ranks.meet(
+                alike(
+                    self.stages,
+                    mode=mode,
+                    every=every,
+                    observe_only=observe_only,
+                    recover=recover,
+                    policy=type(self.policy).__name__,
+                    pretrained=", ".join(self._pretrained) or "none",
+                )
+            )
         rates, ceiling = self._rates()
         free = [name for name in self.stages if name not in self._pretrained]
         self._law: LawState = self.policy.init(free)
@@ -142,12 +169,14 @@ class DensityLR(Optimizer):
         # With no room anywhere one twin, of the layer that moves first, tells slow from still.
         twins = {*(room or free[-1:]), *self._frozen()}  # what is frozen may thaw
         self._monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
+        self._monitor.ranks = self._ranks
         self._recovery = Recovery(model, optimizer) if recover else None
-        self._scaling = Scaling(optimizer)
+        self._stepping_optimizer = stepping
+        self._scaling = Scaling(stepping)
         me = weakref.ref(self)
         self._handles = [
-            optimizer.register_step_pre_hook(_hook(me, "_before_step")),
-            optimizer.register_step_post_hook(_hook(me, "_after_step")),
+            stepping.register_step_pre_hook(_hook(me, "_before_step")),
+            stepping.register_step_post_hook(_hook(me, "_after_step")),
         ]
         optimizer._densitylr = me  # type: ignore[attr-defined]
         self._monitor.arm()
@@ -197,6 +226,8 @@ class DensityLR(Optimizer):
         self._handles = []
         if self._recovery is not None:
             self._recovery.forget()
+        if self._ranks is not None:
+            self._ranks.close()
         self.inner.__dict__.pop("_densitylr", None)
 
     def __repr__(self) -> str:
@@ -250,7 +281,7 @@ class DensityLR(Optimizer):
             return
         self._unread = 0
         if not closure:  # which makes the gradients of this step only now
-            reading = without_gradient(reading, self.stages)
+            reading = without_gradient(reading, self.stages, self._ranks)
         rates, ceiling = self._rates()
         found = self._recovery.look(reading) if self._recovery is not None else None
         decisions: list[Decision] = []
@@ -283,6 +314,8 @@ class DensityLR(Optimizer):
             )
 
     def _say(self, decision: Decision) -> None:
+        if self._ranks is not None and self._ranks.rank:
+            return  # once is enough
         first = sum(d.stage == decision.stage for d in self.history.decisions) == 1
         starved = self.mode == "repair" and first and decision.kind == "raise"
         _log.log(
@@ -295,7 +328,15 @@ class DensityLR(Optimizer):
     def _factors(self, scales: Mapping[str, float]) -> list[list[float]]:
         if [len(g["params"]) for g in self.inner.param_groups] != [len(r) for r in self._owners]:
             self._owners = owners(self.inner, self.stages)
-        return [[scales.get(owner or "", 1.0) for owner in row] for row in self._owners]
+        owned = {
+            id(p): owner
+            for group, row in zip(self.inner.param_groups, self._owners, strict=True)
+            for p, owner in zip(group["params"], row, strict=True)
+        }
+        return [
+            [scales.get(owned[id(p)] or "", 1.0) for p in group["params"]]
+            for group in self._stepping_optimizer.param_groups
+        ]
 
     def _rates(self) -> tuple[dict[str, float], float]:
         """The user's rate of each stage (its largest), and the largest of all."""

@@ -22,6 +22,7 @@ __all__ = [
     "CODES",
     "COLUMNS",
     "EDGES",
+    "TABLE",
     "TAU",
     "Scratch",
     "channel_slots",
@@ -56,6 +57,25 @@ COLUMNS = (
     "square",  # sum of squares
     "rms0",  # the untrained RMS that the codes are in units of
 )
+
+TABLE = (
+    "count",
+    "nonfinite",
+    "near_zero",  # against rms0
+    "near_zero_absolute",
+    "near_zero_present",
+    "exactly_zero",
+    "mean",
+    "std",
+    "rms",
+    "rms0",
+    "reference_count",  # finite elements of the untrained twin's output, or of the first probe
+    "reference_near_zero",  # near-zero elements there
+    "dormant",
+    "variety",  # share of the mean square that is variance over the examples
+    "peak",  # the largest RMS of a forward since the last probe, NaN if one was not finite
+)
+"""What is known of a tap on the host, beside its histogram: counts, moments, shares."""
 
 # Four bins an octave, TAU on an edge: magnitudes from 0.003 to 6.4 untrained RMS. A float32
 # above 0 has its exponent and the first two bits of its mantissa in its upper 11 bits: shifted

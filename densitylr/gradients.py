@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from densitylr.distributed import Ranks
 from densitylr.records import Reading
 from densitylr.stages import Stage
 
@@ -16,7 +17,9 @@ LOOK = 0.1
 """Displacement below which a stage's gradients are looked at: one that has lifted off has some."""
 
 
-def without_gradient(reading: Reading, stages: Mapping[str, Stage]) -> Reading:
+def without_gradient(
+    reading: Reading, stages: Mapping[str, Stage], ranks: Ranks | None = None
+) -> Reading:
     """The reading with ``zero_gradient`` set where a stage's gradients are all exactly zero.
 
     Before the first step nothing is looked at: behind a layer that starts from zeros every
@@ -26,21 +29,28 @@ def without_gradient(reading: Reading, stages: Mapping[str, Stage]) -> Reading:
     Args:
         reading: of all stages, taken before the step that uses the gradients.
         stages: the stages by name.
+        ranks: those that hold the other shards of the gradients, where each holds one.
     """
+    looked = [n for n, s in reading.stages.items() if reading.step and s.displacement < LOOK]
+    if not looked:
+        return reading
+    counts = [count for name in looked for count in _count(stages[name])]
+    if ranks is not None and ranks.sharded:
+        counts = ranks.total(counts, reading.step)
     changed = {
-        name: dataclasses.replace(seen, zero_gradient=1.0)
-        for name, seen in reading.stages.items()
-        if reading.step and seen.displacement < LOOK and _all_zero(stages[name])
+        name: dataclasses.replace(reading.stages[name], zero_gradient=1.0)
+        for name, present, alive in zip(looked, counts[::2], counts[1::2], strict=True)
+        if present and not alive
     }
     return Reading(reading.step, {**reading.stages, **changed}) if changed else reading
 
 
-def _all_zero(stage: Stage) -> bool:
-    """Whether there are gradients, and nothing but zeros in them."""
+def _count(stage: Stage) -> tuple[int, int]:
+    """How many gradients can be read here, and whether there is anything but zeros in them."""
     # The smallest is looked at first, as it is all that is read of a stage that is alive.
     smallest_first = sorted(stage.parameters.values(), key=Tensor.numel)
     found = [values for p in smallest_first if (values := _values(p)) is not None]
-    return bool(found) and not any(bool(values.any()) for values in found)
+    return len(found), int(any(bool(values.any()) for values in found))
 
 
 def _values(parameter: Tensor) -> Tensor | None:

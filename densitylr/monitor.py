@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from densitylr.averages import combine, numbers
+from densitylr.averages import combine, tabulate
 from densitylr.cadence import check_every
+from densitylr.distributed import Ranks, is_sharded
 from densitylr.history import History
 from densitylr.opaque import Opaque, below, call
 from densitylr.probe import Probe
@@ -96,7 +97,9 @@ class DensityMonitor:
     read once, before normalisation and activation, through a bounded sample, and one small
     buffer is copied to the host. Forwards in evaluation mode or without gradients, the second
     call of a shared layer, and the recomputation of activation checkpointing are not read.
-    Numbers, losses and random states are those of a run without the monitor.
+    Numbers, losses and random states are those of a run without the monitor. In several
+    processes each monitor reads its own rank's examples; under ``fully_shard`` all ranks make
+    one, as the first weights are put together for the twins.
 
     Args:
         model: the model to watch, not yet trained. Make the monitor before
@@ -144,6 +147,7 @@ class DensityMonitor:
         self.closed = False
         self.watching = watching
         self._order = torch.zeros(1)
+        self.ranks: Ranks | None = None  # set by whoever sees to it that all of them collect
         self._warned: set[str] = set()
         self._probes: dict[torch.device, Probe] = {}
         self._taps: dict[str, Tap] = {}
@@ -154,7 +158,12 @@ class DensityMonitor:
                 twin = twins is None or stage.name in twins
                 self._taps[name] = Tap(name, layer, len(self._taps), twin=twin, budget=self._budget)
         self._handles = [
-            layer.register_forward_hook(_TapHook(self, name), with_kwargs=True)
+            # Before fully_shard's own hook takes the weights away again.
+            layer.register_forward_hook(
+                _TapHook(self, name),
+                with_kwargs=True,
+                prepend=any(is_sharded(p) for p in layer.parameters()),
+            )
             for stage in self.stages.values()
             for name, layer in stage.taps.items()
         ]
@@ -201,13 +210,17 @@ class DensityMonitor:
         Returns:
             None if no tap was called since `arm`; the probe then goes on.
         """
-        read = [tap for tap in self._taps.values() if tap.device is not None]
-        if not self.armed or not read:
+        devices = {tap.device for tap in self._taps.values() if tap.device is not None}
+        if not self.armed or not (devices or self.ranks):
             return None
+        host = {d: self._probes[d].finish().cpu().double().numpy() for d in devices}
+        table = tabulate(list(self._taps.values()), self._probes, host)
+        if self.ranks is not None:
+            table = self.ranks.combined(table, step)
+            if not table[:, :2].any():  # no outputs, finite or not, on any rank
+                return None
         self.armed = False
-        devices = {tap.device for tap in read}
-        host = {d: self._probes[d].finish().cpu().double().numpy() for d in devices if d}
-        reading = Reading(step, combine(self.stages, numbers(read, self._probes, host)))
+        reading = Reading(step, combine(self.stages, self._taps, table))
         self.forget_peaks()
         for name, seen in reading.stages.items():
             if seen.nonfinite and name not in self._warned:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from densitylr.distributed import whole
 from densitylr.draws import draw_trace, is_constant, is_orthogonal, structure_trace
 from densitylr.stages import Stage, unwrap
 
@@ -110,6 +111,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
         if trace:
             return WeightCheck(False, f"{name}: {trace}")
     seen: set[int] = set()
+    parameter: Tensor
     for tap, layer in stage.taps.items():
         weights = [p for p in layer.parameters() if p.ndim >= 2 and p.numel()]
         fans = {k: v for w in weights for k, v in _fans(layer, w.shape).items()}
@@ -117,6 +119,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
             if id(parameter) in seen or not parameter.numel():
                 continue
             seen.add(id(parameter))
+            parameter = whole(parameter)
             # weight_norm keeps the row norms of its weight as a parameter of their own.
             if local.endswith(("weight_g", "original0")) and max(parameter.shape) == (
                 parameter.numel()
@@ -137,7 +140,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
         # A frozen parameter outside a weight layer is a table that was computed, not drawn.
         if id(parameter) in seen or not parameter.numel() or not parameter.requires_grad:
             continue
-        trace = _other_trace(parameter)
+        trace = _other_trace(whole(parameter))
         if trace:
             return WeightCheck(False, f"{name}: {trace}")
         checked += 1

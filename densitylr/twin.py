@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from densitylr.distributed import is_sharded, whole
 from densitylr.sampling import Sampler
 
 __all__ = ["first_tensor", "make_twin"]
@@ -58,6 +59,7 @@ class _SampledTwin:
         self.layer, self.sampler = layer, sampler
         weight, bias = layer.weight, getattr(layer, "bias", None)
         assert isinstance(weight, Tensor)
+        weight, bias = whole(weight), None if bias is None else whole(bias)
         stride = sampler.channel_stride
         channels = weight[:, ::stride] if isinstance(layer, nn.Embedding) else weight[::stride]
         self.weight = channels.detach().clone()
@@ -106,7 +108,8 @@ class _CopiedTwin:
 
     def __init__(self, layer: nn.Module, sampler: Sampler) -> None:
         self.layer, self.sampler = layer, sampler
-        self.copy = copy.deepcopy(layer).requires_grad_(False).train()
+        weights = {id(p): nn.Parameter(whole(p)) for p in layer.parameters() if is_sharded(p)}
+        self.copy = copy.deepcopy(layer, weights).requires_grad_(False).train()
         self.copy._forward_hooks.clear()
 
     def __call__(self, args: Args, kwargs: Kwargs, strides: tuple[int, int]) -> Tensor | None:
@@ -139,8 +142,8 @@ def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:
     plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if isinstance(layer, plain) and any(forward is kind.forward for kind in plain):
         return _SampledTwin(layer, sampler)
-    whole = (nn.RNNBase, nn.MultiheadAttention, nn.modules.conv._ConvTransposeNd)
+    copied = (nn.RNNBase, nn.MultiheadAttention, nn.modules.conv._ConvTransposeNd)
     hooked = bool(layer._forward_pre_hooks)  # they may hold the weights (weight norm)
-    if isinstance(layer, whole) and not hooked and not getattr(layer, "dropout", 0):
+    if isinstance(layer, copied) and not hooked and not getattr(layer, "dropout", 0):
         return _CopiedTwin(layer, sampler)
     return None

@@ -679,17 +679,6 @@ def test_scale_holds_for_a_tensor_rate() -> None:
     assert torch.equal(wrapped.param_groups[0]["lr"], torch.tensor(0.01))
 
 
-def test_several_processes_are_refused_unless_observing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="2 processes"):
-        DensityLR(optimizer, model)
-    assert "_densitylr" not in vars(optimizer)
-    assert set(DensityLR(optimizer, model, observe_only=True).scales.values()) == {1.0}
-
-
 def test_with_one_flat_rate_only_the_last_stage_has_a_twin() -> None:
     model = net()
     wrapped = DensityLR(torch.optim.SGD(model.parameters(), lr=0.05), model)

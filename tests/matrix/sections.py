@@ -15,6 +15,7 @@ SECTIONS = (
     "lifecycle",
     "compiling",
     "checkpoints",
+    "distributed",
 )
 
 

@@ -1,0 +1,1 @@
+"""What the distributed cells run, one script a launch of ``torch.distributed.run``."""
