@@ -1,0 +1,87 @@
+"""Small training runs inside other people's loops, each with rates of the caller's choice."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.matrix.cells import need
+
+FLAT = (0.01, 0.01, 0.01)
+STARVED = (1e-7, 0.01, 0.01)
+
+
+def seed(value: int = 0) -> None:
+    torch.manual_seed(value)
+    random.seed(value)
+
+
+def task(examples: int = 256) -> tuple[Tensor, Tensor]:
+    x = torch.randn(examples, 20, generator=torch.Generator().manual_seed(7))
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def mlp() -> nn.Sequential:
+    """Three stages: 0, 2, 4."""
+    seed(1)
+    return nn.Sequential(
+        nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)
+    )
+
+
+def layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each of its three stages."""
+    return [list(c.parameters()) for c in model.children() if any(True for _ in c.parameters())]
+
+
+def groups(model: nn.Module, rates: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"params": p, "lr": r} for p, r in zip(layers(model), rates, strict=True)]
+
+
+# fastai
+
+
+def fastai() -> ModuleType:
+    with warnings.catch_warnings():
+        # On import fastai uses what torch and pandas have deprecated since.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script")
+        warnings.filterwarnings("ignore", "The 'mode.chained_assignment' option is deprecated")
+        need("fastai", "fastai")
+        return importlib.import_module("fastai.basics")
+
+
+class Examples(list):  # type: ignore[type-arg]
+    def new_empty(self) -> Examples:
+        """What an exported learner keeps of its data."""
+        return Examples()
+
+
+def learner(opt_func: Any, cbs: Sequence[Any] = (), *, path: Path | str = ".", **options: Any):
+    """A quiet learner over `mlp` and `task`, its batches always in the same order."""
+    basics = fastai()
+    from fastai.callback.progress import ProgressCallback
+
+    seed()
+    data = Examples(zip(*task(), strict=True))
+    loaders = [basics.DataLoader(data, bs=32, num_workers=0, device="cpu") for _ in range(2)]
+    options = {"splitter": layers, **options}
+    made = basics.Learner(
+        basics.DataLoaders(*loaders, device="cpu"),
+        mlp(),
+        loss_func=nn.CrossEntropyLoss(),
+        opt_func=opt_func,
+        cbs=list(cbs),
+        path=Path(path),
+        **options,
+    )
+    made.remove_cb(ProgressCallback)
+    made.logger = lambda _: None
+    return made
