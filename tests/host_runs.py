@@ -85,3 +85,69 @@ def learner(opt_func: Any, cbs: Sequence[Any] = (), *, path: Path | str = ".", *
     made.remove_cb(ProgressCallback)
     made.logger = lambda _: None
     return made
+
+
+# Hugging Face
+
+
+def bert() -> nn.Module:
+    """A small untrained transformer; its stages are the embeddings, three layers, pooler, head."""
+    transformers = need("transformers", "huggingface")
+    seed(1)
+    config = transformers.BertConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        num_labels=2,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def sentences(examples: int = 256) -> list[dict[str, Tensor]]:
+    """Whether more than two of twelve tokens are among the first few."""
+    tokens = torch.randint(2, 32, (examples, 12), generator=torch.Generator().manual_seed(3))
+    labels = ((tokens < 8).sum(1) > 2).long()
+    return [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": label}
+        for ids, label in zip(tokens, labels, strict=True)
+    ]
+
+
+def halves(model: nn.Module, rates: Sequence[float]) -> list[dict[str, Any]]:
+    """The first layer at one rate, all others at another."""
+    first = list(model.bert.encoder.layer[0].parameters())
+    own = {id(p) for p in first}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    return [{"params": p, "lr": r} for p, r in zip((first, rest), rates, strict=True)]
+
+
+def trainer(
+    folder: Path, callbacks: Sequence[Any] = (), optimizer: Any = None, **arguments: Any
+) -> Any:
+    """A quiet ``Trainer`` of 24 steps; ``optimizer`` makes one from the model."""
+    transformers = need("transformers", "huggingface")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = bert()
+    options = {
+        "max_steps": 24,
+        "learning_rate": 3e-3,
+        "per_device_train_batch_size": 32,
+        "logging_steps": 8,
+        "save_strategy": "no",
+        **arguments,
+    }
+    made = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            str(folder), use_cpu=True, report_to=[], disable_tqdm=True, **options
+        ),
+        train_dataset=sentences(),
+        callbacks=list(callbacks),
+        optimizers=(None if optimizer is None else optimizer(model), None),
+    )
+    made.remove_callback(transformers.PrinterCallback)
+    return made

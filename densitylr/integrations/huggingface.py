@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
@@ -103,10 +103,12 @@ class DensityCallback(TrainerCallback, ExportableState):
                 self.controller.load_state_dict({**optimizer.state_dict(), _STATE_KEY: ours})
         if untrained is not None:
             untrained[1].close()
+        # The trainer expects an entry there, and a checkpoint made without us has none.
+        cast(dict[str, Any], state.stateful_callbacks).setdefault(type(self).__name__, self.state())
 
     def _of_checkpoint(self, state: TrainerState) -> dict[str, Any] | None:
         """What `state` had written to the checkpoint that training goes on from, if any."""
-        callbacks: Any = state.stateful_callbacks
+        callbacks = cast(dict[str, Any], state.stateful_callbacks)
         saved = callbacks.get(type(self).__name__) if state.global_step else None
         return saved["attributes"]["_saved"] if isinstance(saved, dict) else None
 
