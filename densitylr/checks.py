@@ -22,8 +22,8 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
 
     Raises:
         TypeError: it is no ``Optimizer``.
-        ValueError: it is wrapped already, wants one rate for the whole model, has no step hooks
-            or no rates.
+        ValueError: it is wrapped already, wants one rate for the whole model, calls no step
+            hooks, or has no rates.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -33,9 +33,9 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
     if isinstance(optimizer, wrapper_class) or (wrapper is not None and wrapper() is not None):
         raise ValueError(f"this {type(optimizer).__name__} has a DensityLR already")
     name = type(optimizer).__name__
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not getattr(type(optimizer).step, "hooked", False):  # Optimizer.__init__ sees to that
         raise ValueError(
-            f"{name} is a wrapper without step hooks of its own: put DensityLR around the optimizer "
+            f"{name} is a wrapper whose step calls no hooks: put DensityLR around the optimizer "
             "inside it, best before that is wrapped"
         )
     if name.startswith(("Prodigy", "DAdapt")):

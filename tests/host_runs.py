@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import random
 import warnings
@@ -151,3 +152,80 @@ def trainer(
     )
     made.remove_callback(transformers.PrinterCallback)
     return made
+
+
+# timm
+
+
+def vit() -> nn.Module:
+    """A ViT for 12 × 12 images of one channel; its stages are patch_embed, three blocks, head."""
+    timm = need("timm", "timm")
+    seed(1)
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        pretrained=False,
+        img_size=12,
+        patch_size=4,
+        in_chans=1,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        num_classes=2,
+    )
+
+
+def images(examples: int = 256) -> tuple[Tensor, Tensor]:
+    """Is the left half brighter than the right?"""
+    x = torch.randn(examples, 1, 12, 12, generator=torch.Generator().manual_seed(7))
+    return x, (x[..., :6].mean((1, 2, 3)) > x[..., 6:].mean((1, 2, 3))).long()
+
+
+class TimmRun:
+    """`vit` under layer decay and a cosine schedule of timm's, a step a batch.
+
+    Args:
+        layer_decay: the factor from each layer to the one before.
+        wrap: made of the optimizer and the model before the scheduler is.
+    """
+
+    def __init__(self, layer_decay: float, wrap: Any = None, *, opt: str = "adamw") -> None:
+        need("timm", "timm")
+        from timm.optim import create_optimizer_v2
+        from timm.scheduler import CosineLRScheduler
+
+        self.model = vit()
+        made = create_optimizer_v2(
+            self.model, opt, lr=3e-3, weight_decay=0.05, layer_decay=layer_decay
+        )
+        self.inner = getattr(made, "_base_optimizer", made)
+        self.density = wrap(self.inner, self.model) if wrap is not None else None
+        # A lookahead stays around us; anything else we replace.
+        self.optimizer = made if made is not self.inner else self.density or made
+        self.schedule = CosineLRScheduler(
+            self.optimizer, t_initial=40, warmup_t=4, warmup_lr_init=1e-5, t_in_epochs=False
+        )
+        self.updates = 0
+        self.rates: list[list[float]] = []
+
+    def train(self, until: int = 24) -> TimmRun:
+        x, y = images()
+        self.model.train()
+        while self.updates < until:
+            rows = torch.arange(32) + 32 * self.updates % len(x)
+            nn.functional.cross_entropy(self.model(x[rows]), y[rows]).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.updates += 1
+            self.schedule.step_update(self.updates)
+            self.rates.append([group["lr"] for group in self.optimizer.param_groups])
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return copy.deepcopy({**parts, "updates": self.updates})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+        self.schedule.step_update(self.updates)

@@ -114,6 +114,6 @@ def test_a_saved_state_goes_on_as_if_it_had_never_stopped(tmp_path):
 
 def test_the_prepared_optimizer_itself_is_refused():
     run = Run()
-    with pytest.raises(ValueError, match="AcceleratedOptimizer is a wrapper without step"):
+    with pytest.raises(ValueError, match="AcceleratedOptimizer is a wrapper whose step"):
         DensityLR(run.optimizer, run.model)
     assert hooks_of(run.model) == 0
