@@ -154,6 +154,61 @@ def trainer(
     return made
 
 
+# accelerate
+
+
+def forget_accelerator() -> None:
+    """accelerate's settings, precision and accumulation, are those of the process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+class AccelerateRun:
+    """`mlp` under accelerate: what ``prepare`` returns, and what it was given.
+
+    Args:
+        rates: one for each stage.
+        wrap: made of the optimizer and the model.
+        late: it is made of what is prepared already.
+        **options: as for ``Accelerator``.
+    """
+
+    def __init__(
+        self, rates: Sequence[float] = FLAT, wrap: Any = None, *, late: bool = False, **options: Any
+    ) -> None:
+        need("accelerate", "huggingface")
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(cpu=True, **options)
+        model = mlp()
+        self.inner = torch.optim.AdamW(groups(model, rates))
+        self.density = wrap(self.inner, model) if wrap is not None and not late else None
+        data = torch.utils.data.TensorDataset(*task())
+        optimizer = self.density or self.inner
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)
+        loader = torch.utils.data.DataLoader(data, batch_size=32)
+        self.model, self.optimizer, self.schedule, self.loader = self.accelerator.prepare(
+            model, optimizer, schedule, loader
+        )
+        if wrap is not None and late:
+            self.density = wrap(self.optimizer.optimizer, model)
+
+    def train(self, epochs: int = 2) -> AccelerateRun:
+        for _ in range(epochs):
+            for x, y in self.loader:
+                with self.accelerator.accumulate(self.model):
+                    loss = nn.functional.cross_entropy(self.model(x), y)
+                    self.accelerator.backward(loss)
+                    if self.accelerator.sync_gradients:
+                        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+                    self.optimizer.step()
+                    self.schedule.step()
+                    self.optimizer.zero_grad()
+        return self
+
+
 # timm
 
 
@@ -190,17 +245,18 @@ class TimmRun:
 
     def __init__(self, layer_decay: float, wrap: Any = None, *, opt: str = "adamw") -> None:
         need("timm", "timm")
-        from timm.optim import create_optimizer_v2
+        from timm.optim import Lookahead, create_optimizer_v2
         from timm.scheduler import CosineLRScheduler
 
         self.model = vit()
-        made = create_optimizer_v2(
-            self.model, opt, lr=3e-3, weight_decay=0.05, layer_decay=layer_decay
+        name = opt.removeprefix("lookahead_")
+        self.inner = create_optimizer_v2(
+            self.model, name, lr=3e-3, weight_decay=0.05, layer_decay=layer_decay
         )
-        self.inner = getattr(made, "_base_optimizer", made)
         self.density = wrap(self.inner, self.model) if wrap is not None else None
-        # A lookahead stays around us; anything else we replace.
-        self.optimizer = made if made is not self.inner else self.density or made
+        self.optimizer = self.density or self.inner
+        if name != opt:  # as create_optimizer_v2 does it
+            self.optimizer = Lookahead(self.optimizer)
         self.schedule = CosineLRScheduler(
             self.optimizer, t_initial=40, warmup_t=4, warmup_lr_init=1e-5, t_in_epochs=False
         )

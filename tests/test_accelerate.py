@@ -7,58 +7,19 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from accelerate import Accelerator
 from fixed import Fixed, hooks_of, probes, same, same_state
-from torch import nn
 
 from densitylr import DensityLR
-from tests.host_runs import FLAT, STARVED, groups, mlp, seed, task
+from tests.host_runs import STARVED, AccelerateRun, forget_accelerator, seed
 
 SCALES = {"0": 0.25, "2": 2.0, "4": 1.0}
-
-
-class Run:
-    """A model, its prepared optimizer, schedule and batches of 32."""
-
-    def __init__(self, rates=FLAT, wrap=None, *, late=False, **options):
-        self.accelerator = Accelerator(cpu=True, **options)
-        model = mlp()
-        inner = torch.optim.AdamW(groups(model, rates))
-        self.density = None
-        if wrap is not None and not late:
-            self.density = wrap(inner, model)
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*task()), batch_size=32)
-        optimizer = self.density or inner
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 16)
-        self.model, self.optimizer, self.schedule, self.loader = self.accelerator.prepare(
-            model, optimizer, schedule, loader
-        )
-        if wrap is not None and late:
-            self.density = wrap(self.optimizer.optimizer, model)
-        self.inner = inner
-
-    def train(self, epochs=2):
-        for _ in range(epochs):
-            for x, y in self.loader:
-                with self.accelerator.accumulate(self.model):
-                    loss = nn.functional.cross_entropy(self.model(x), y)
-                    self.accelerator.backward(loss)
-                    if self.accelerator.sync_gradients:
-                        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-                    self.optimizer.step()
-                    self.schedule.step()
-                    self.optimizer.zero_grad()
-        return self
 
 
 @pytest.fixture(autouse=True)
 def _alone():
     """accelerate's settings are those of the process."""
     yield
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -66,7 +27,10 @@ def _alone():
     "options", [{}, {"gradient_accumulation_steps": 2}, {"mixed_precision": "bf16"}]
 )
 def test_flat_rates_train_bit_for_bit_as_without(late, options):
-    bare, ours = Run(**options).train(), Run(wrap=DensityLR, late=late, **options).train()
+    bare, ours = (
+        AccelerateRun(**options).train(),
+        AccelerateRun(wrap=DensityLR, late=late, **options).train(),
+    )
     assert same(bare.model, ours.model)
     assert same_state(bare.inner, ours.inner)
     steps = 16 // options.get("gradient_accumulation_steps", 1)
@@ -79,15 +43,15 @@ def test_scales_are_real_group_rates(late):
     def wrap(inner, model):
         return DensityLR(inner, model, policy=Fixed(SCALES))
 
-    real = Run([0.01 * s for s in SCALES.values()]).train()
-    ours = Run(wrap=wrap, late=late).train()
+    real = AccelerateRun([0.01 * s for s in SCALES.values()]).train()
+    ours = AccelerateRun(wrap=wrap, late=late).train()
     for p, q in zip(real.model.parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)  # the cosine of a scaled rate
     assert [g["lr"] for g in ours.optimizer.param_groups] == ours.schedule.get_last_lr()
 
 
 def test_a_starved_stage_is_repaired():
-    bare, ours = Run(STARVED).train(), Run(STARVED, DensityLR).train()
+    bare, ours = AccelerateRun(STARVED).train(), AccelerateRun(STARVED, DensityLR).train()
     assert [d.stage for d in ours.density.diagnose() if d.kind == "starved"] == ["0"]
     assert ours.density.scales["0"] > 1e3
     assert [g["lr"] for g in bare.optimizer.param_groups] == [
@@ -96,11 +60,11 @@ def test_a_starved_stage_is_repaired():
 
 
 def test_a_saved_state_goes_on_as_if_it_had_never_stopped(tmp_path):
-    whole = Run(STARVED, DensityLR)
+    whole = AccelerateRun(STARVED, DensityLR)
     whole.train(1)
     assert not whole.density._law.stages["0"].lifted
     whole.accelerator.save_state(tmp_path)
-    resumed = Run(STARVED, DensityLR)
+    resumed = AccelerateRun(STARVED, DensityLR)
     resumed.accelerator.load_state(tmp_path)
     assert resumed.density.scales == whole.density.scales
     assert resumed.density.scales["0"] > 1
@@ -113,7 +77,7 @@ def test_a_saved_state_goes_on_as_if_it_had_never_stopped(tmp_path):
 
 
 def test_the_prepared_optimizer_itself_is_refused():
-    run = Run()
-    with pytest.raises(ValueError, match="AcceleratedOptimizer is a wrapper whose step"):
+    run = AccelerateRun()
+    with pytest.raises(ValueError, match="AcceleratedOptimizer is a wrapper that never called"):
         DensityLR(run.optimizer, run.model)
     assert hooks_of(run.model) == 0

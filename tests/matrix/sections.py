@@ -8,7 +8,10 @@ from tests.matrix.cells import Cell
 
 __all__ = ["SECTIONS", "cells_of"]
 
-SECTIONS = ("optimizers",)
+SECTIONS = (
+    "optimizers",
+    "hosts",
+)
 
 
 def cells_of(section: str) -> list[Cell]:
