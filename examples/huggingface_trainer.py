@@ -38,7 +38,7 @@ def decayed(model: nn.Module, decay: float) -> torch.optim.Optimizer:
 
 
 def train(decay: float, callbacks: list[DensityCallback]) -> float:
-    """Accuracy on other reviews after 300 steps."""
+    """Accuracy on other reviews after 150 steps."""
     torch.manual_seed(0)
     model = BertForSequenceClassification(
         BertConfig(
@@ -55,7 +55,7 @@ def train(decay: float, callbacks: list[DensityCallback]) -> float:
             model=model,
             args=TrainingArguments(
                 folder,
-                max_steps=300,
+                max_steps=150,
                 per_device_train_batch_size=32,
                 lr_scheduler_type="cosine",
                 warmup_steps=10,
