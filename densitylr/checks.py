@@ -22,7 +22,8 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
 
     Raises:
         TypeError: it is no ``Optimizer``.
-        ValueError: it is wrapped already, wants one rate for the whole model, or has no rates.
+        ValueError: it is wrapped already, wants one rate for the whole model, is a wrapper
+            without step hooks, or has no rates.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -32,6 +33,12 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
     if isinstance(optimizer, wrapper_class) or (wrapper is not None and wrapper() is not None):
         raise ValueError(f"this {type(optimizer).__name__} has a DensityLR already")
     name = type(optimizer).__name__
+    # Optimizer.__init__ sets this; torch's own step hooks depend on it.
+    if "_optimizer_state_dict_pre_hooks" not in vars(optimizer):
+        raise ValueError(
+            f"{name} is a wrapper that never called Optimizer.__init__, so its step has no hooks "
+            "to go by: put DensityLR around the optimizer inside it, best before that is wrapped"
+        )
     if name.startswith(("Prodigy", "DAdapt")):
         raise ValueError(
             f"{name} estimates one learning rate for the whole model; a scale per stage would "

@@ -157,7 +157,6 @@ class DensityLR(Optimizer):
         rates, ceiling = self._rates()
         free = [name for name in self.stages if name not in self._pretrained]
         self._law: LawState = self.policy.init(free)
-        room = [n for n in free if mode != "repair" or 0 < rates[n] < ceiling]
         kept = [n for n in self._pretrained if n not in self._gains and 0 < rates[n] < ceiling]
         if kept and pretrained is None:
             warnings.warn(
@@ -166,8 +165,10 @@ class DensityLR(Optimizer):
                 UserWarning,
                 stacklevel=2,
             )
-        # With no room anywhere one twin, of the layer that moves first, tells slow from still.
-        twins = {*(room or free[-1:]), *self._frozen()}  # what is frozen may thaw
+        # Which twins are of use is known once the schedule has set the rates of a first step;
+        # what is frozen may thaw.
+        self._twins_due = True
+        twins = {*free, *self._frozen()}
         self._monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
         self._monitor.ranks = self._ranks
         self._recovery = Recovery(model, optimizer) if recover else None
@@ -296,6 +297,9 @@ class DensityLR(Optimizer):
         self.history.record(reading, rates, self.scales, decisions)
         for decision in decisions:
             self._say(decision)
+        if self._twins_due and ceiling > 0:
+            self._twins_due = False
+            self._let_idle_twins_go(rates, ceiling)
         for name, stage in self._law.stages.items():
             if stage.lifted and (self._recovery is None or self._recovery.healthy):
                 self._monitor.let_twin_go(name)
@@ -312,6 +316,13 @@ class DensityLR(Optimizer):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _let_idle_twins_go(self, rates: Mapping[str, float], ceiling: float) -> None:
+        free = list(self._law.stages)
+        room = [n for n in free if self.mode != "repair" or 0 < rates[n] < ceiling]
+        # With no room anywhere one twin, of the layer that moves first, tells slow from still.
+        for name in set(self.stages) - {*(room or free[-1:]), *self._frozen()}:
+            self._monitor.let_twin_go(name)
 
     def _say(self, decision: Decision) -> None:
         if self._ranks is not None and self._ranks.rank:

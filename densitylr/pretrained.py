@@ -23,7 +23,7 @@ from densitylr.stages import Stage, unwrap
 
 __all__ = ["WeightCheck", "check_untrained", "pretrained_stages"]
 
-_TINY = 1e-5  # biases this small were drawn around zero (torchvision: std 1e-6)
+_TINY = 1e-5  # biases (torchvision) and tokens (timm) this small were drawn around zero, std 1e-6
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
             ):
                 continue
             if parameter.ndim >= 2:
-                weight = _without_padding(layer, parameter)
+                weight = _without_clamped(_without_padding(layer, parameter))
                 trace = _weight_trace(weight, layer, parameter.shape)
                 gain = _gain_trace(weight, layer, parameter.shape) if trace else ""
                 if gain:
@@ -224,6 +224,17 @@ def _without_padding(layer: nn.Module, weight: Tensor) -> Tensor:
     return torch.cat([weight[:row], weight[row + 1 :]])
 
 
+def _without_clamped(weight: Tensor) -> Tensor:
+    """A weight but for what a rounded draw of the truncated normal has left at its limits.
+
+    timm, and older torch, invert the distribution of a uniform draw in float32. Once in some
+    ten million that rounds to ±1, whose inverse is infinite and is clamped to the customary ±2:
+    a hundred standard deviations of 0.02, and most large models hold one.
+    """
+    clamped = (weight.abs() == 2) & (weight.abs() > 20 * weight.square().mean().sqrt())
+    return weight.masked_fill(clamped, 0) if bool(clamped.any()) else weight
+
+
 def _weight_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
     """What says that a weight layer's weight was trained; empty if nothing does."""
     if is_constant(weight) or is_orthogonal(weight):
@@ -284,7 +295,7 @@ def _bias_trace(bias: Tensor, layer: nn.Module, fans: Mapping[str, float]) -> st
 
 def _other_trace(parameter: Tensor) -> str:
     """The same for a parameter outside the weight layers."""
-    if is_constant(parameter):
+    if is_constant(parameter) or float(parameter.abs().max()) <= _TINY:
         return ""
     trace, _ = draw_trace(
         parameter, {"1/sqrt(last dimension)": parameter.shape[-1] ** -0.5}, _FIXED

@@ -682,8 +682,26 @@ def test_scale_holds_for_a_tensor_rate() -> None:
 def test_with_one_flat_rate_only_the_last_stage_has_a_twin() -> None:
     model = net()
     wrapped = DensityLR(torch.optim.SGD(model.parameters(), lr=0.05), model)
+    one_step(model, wrapped, batches(1)[0])
     twins = {name: tap.twin is not None for name, tap in wrapped._monitor._taps.items()}
     assert twins == {"0": False, "3": False, "5": True}
+
+
+def test_a_schedule_made_later_decides_which_stages_have_twins() -> None:
+    model = net()
+    groups = [{"params": model[:3].parameters()}, {"params": model[3:].parameters()}]
+    wrapped = DensityLR(torch.optim.SGD(groups, lr=0.1, momentum=0.9), model)
+    schedule = lr_scheduler.LambdaLR(
+        wrapped, [lambda step: 1e-5 * min(1, step / 2), lambda step: min(1, step / 2)]
+    )
+    for batch in batches(12):
+        one_step(model, wrapped, batch)
+        schedule.step()
+    # At the first step every rate was 0, which says nothing about who has room.
+    seen = [reading.stages["0"].estimator for reading in wrapped.history.readings]
+    assert seen[:4] == ["twin"] * 4
+    assert wrapped._monitor._taps["5"].twin is None
+    assert wrapped.scales["0"] > 1
 
 
 @pytest.mark.parametrize("which", [0, 2, 3])

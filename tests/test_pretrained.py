@@ -73,6 +73,25 @@ def test_zero_initialised_residuals_read_untrained():
     assert_untrained(models.resnet18(weights=None, zero_init_residual=True))
 
 
+def test_a_token_drawn_next_to_zero_reads_untrained():
+    model = nn.Sequential(nn.Linear(64, 64))
+    model.token = nn.Parameter(1e-6 * torch.randn(1, 1, 64))
+    assert_untrained(model)
+    with torch.no_grad():
+        model.token.mul_(1e3).add_(2e-3)
+    assert not only(model).untrained
+
+
+def test_a_truncated_normal_clamped_by_rounding_reads_untrained():
+    layer = linear(lambda w: nn.init.normal_(w, std=0.02))
+    with torch.no_grad():
+        layer.weight[3, 5] = -2.0
+    assert_untrained(nn.Sequential(layer))
+    with torch.no_grad():
+        layer.weight[3, 5] = -1.0  # no initialisation leaves that
+    assert not only(nn.Sequential(layer)).untrained
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -16,6 +16,7 @@ SECTIONS = (
     "compiling",
     "checkpoints",
     "distributed",
+    "hosts",
 )
 
 

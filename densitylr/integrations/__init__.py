@@ -1,0 +1,1 @@
+"""Hosts and sinks: each module needs its own optional dependency and is imported by itself."""
