@@ -142,6 +142,7 @@ class DensityLR(Optimizer):
             optimizer.register_step_pre_hook(_StepHook(me, "_before_step")),
             optimizer.register_step_post_hook(_StepHook(me, "_after_step")),
         ]
+        self._before_zeroing = _StepHook(me, "_before_zero_grad")
         optimizer._densitylr = me  # type: ignore[attr-defined]
         self._monitor.arm()
 
@@ -204,10 +205,33 @@ class DensityLR(Optimizer):
             self._stepping = False
             self._scaling.heal()
 
-    def _before_step(self, *given: Any) -> None:
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._stepping = True
         self._scaling.heal()
-        self._probe(closure=any(map(callable, given)))
+        inner, *given = args
+        if not any(map(callable, (*given, *kwargs.values()))):
+            self._probe()
+            self._scale()
+            return None
+        self._scale()
+        return (
+            (inner, *(self._evaluation(a) if callable(a) else a for a in given)),
+            {k: self._evaluation(v) if callable(v) else v for k, v in kwargs.items()},
+        )
+
+    def _evaluation(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """A closure that makes the forward and the gradients of the step it is called in."""
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            self._scaling.restore()  # within the closure, too, the rates are the user's
+            result = closure(*args, **kwargs)
+            self._probe()
+            self._scale()
+            return result
+
+        return evaluate
+
+    def _scale(self) -> None:
         if not self.observe_only:
             scales = self.scales
             if any(s != 1.0 for s in scales.values()):
@@ -221,8 +245,7 @@ class DensityLR(Optimizer):
         if self._recovery is not None:
             self._recovery.stepped()
         self._go_back()
-        # Armed still: a closure may have been read in this step, to be collected in the next.
-        if self._due() and not (self._monitor.armed or self._monitor.closed):
+        if self._due() and not self._monitor.closed:
             self._monitor.arm()
 
     def _due(self) -> bool:
@@ -235,12 +258,11 @@ class DensityLR(Optimizer):
             self._law = target.law.later(self._steps - target.step)
             self._monitor.forget_peaks()
 
-    def _probe(self, closure: bool = False) -> None:
+    def _probe(self) -> None:
         reading = self._monitor.collect(self._steps)
         if reading is None:
             return
-        if not closure:  # which makes the gradients of this step only now
-            reading = without_gradient(reading, self.stages)
+        reading = without_gradient(reading, self.stages)
         rates, ceiling = self._rates()
         found = self._recovery.look(reading) if self._recovery is not None else None
         decisions: list[Decision] = []
@@ -322,6 +344,11 @@ class DensityLR(Optimizer):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        # Lightning calls this with a proxy of its own as self: nothing may be set on that.
+        self._before_zeroing(self.inner, (), {})
+        self.inner.zero_grad(set_to_none)
+
+    def _before_zero_grad(self, *_: Any) -> None:
         # While gradients are not finite GradScaler takes no step, so that no hook is called: for
         # ever, once the parameters are not finite.
         if not self._stepping:  # a closure calls it, too
@@ -330,7 +357,6 @@ class DensityLR(Optimizer):
                 self._probe()
                 self._go_back()
                 self._monitor.arm()
-        self.inner.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.inner.add_param_group(param_group)
@@ -405,7 +431,6 @@ class _StepHook:
     def __init__(self, controller: weakref.ref[DensityLR], method: str) -> None:
         self.controller, self.method = controller, method
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         controller = self.controller()
-        if controller is not None:
-            getattr(controller, self.method)(*args, *kwargs.values())
+        return None if controller is None else getattr(controller, self.method)(args, kwargs)
