@@ -1,0 +1,1 @@
+"""Other people's training loops and loggers, one module each; nothing is imported before it is."""
