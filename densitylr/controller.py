@@ -26,7 +26,8 @@ from densitylr.stages import Stage, find_stages
 __all__ = ["DensityLR"]
 
 _log = logging.getLogger("densitylr")
-_STATE_KEY = "densitylr"
+STATE_KEY, TWINS_KEY = "densitylr", "densitylr_twins"
+"""In a state dict: our numbers, and the tensors of what the taps are compared with."""
 
 EARLY = 20
 """Steps with probes twice as often: what a starved stage loses here it does not get back."""
@@ -371,18 +372,20 @@ class DensityLR(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state dict with our own state, plain numbers, beside it.
 
-        The bare optimizer loads it, too. Twins are not part of it: a resumed run compares with
-        the density at its first probe.
+        The bare optimizer loads it, too. Beside the numbers there are the tensors of the twins
+        that are still there, so that a resumed run goes on as if it had never stopped.
         """
         state = self.inner.state_dict()
-        state[_STATE_KEY] = {
+        state[STATE_KEY] = {
             "steps": self._steps,
             "mode": self.mode,
             "law": self._law.to_dict(),
             "history": self.history.state_dict(),
+            "gains": dict(self._gains),
         }
+        state[TWINS_KEY] = self._monitor.state_dict()
         if self._recovery is not None:
-            state[_STATE_KEY]["recovery"] = self._recovery.state_dict()
+            state[STATE_KEY]["recovery"] = self._recovery.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -391,7 +394,7 @@ class DensityLR(Optimizer):
         Raises:
             ValueError: it is of another mode or of other stages. Nothing has been changed then.
         """
-        ours = state_dict.get(_STATE_KEY)
+        ours = state_dict.get(STATE_KEY)
         if ours is None:
             warnings.warn(
                 "the state dict has no DensityLR state (it is a bare optimizer's): the scales "
@@ -412,10 +415,13 @@ class DensityLR(Optimizer):
         self._scaling.heal()
         if self._recovery is not None:
             self._recovery.forget()
-        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _STATE_KEY})
+        own = (STATE_KEY, TWINS_KEY)
+        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k not in own})
         if ours is not None:
             self._steps = ours["steps"]
             self._law = LawState.from_dict(ours["law"])
+            self._gains = ours.get("gains", self._gains)
+            self._monitor.load_state_dict(state_dict.get(TWINS_KEY, {}))
             self.history.load_state_dict(ours["history"])
             if self._recovery is not None and "recovery" in ours:
                 self._recovery.load_state_dict(ours["recovery"])

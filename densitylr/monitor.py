@@ -74,6 +74,21 @@ class _Tap:
             self.twin = None
             self.estimator = "first-probe" if self.reference is None else "last-twin"
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "estimator": self.estimator,
+            "rms0": self.rms0,
+            "reference": self.reference,
+            "twin": self.twin.state_dict() if self.twin else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], layer: nn.Module) -> None:
+        self.estimator, self.rms0 = state["estimator"], state["rms0"]
+        self.reference = state["reference"]
+        self.twin = make_twin(layer, self.sampler) if state["twin"] is not None else None
+        if self.twin is not None:
+            self.twin.load_state_dict(state["twin"])
+
 
 class _TapHook:
     """A forward hook that does not keep the monitor alive, and is inert in a copied model."""
@@ -257,6 +272,17 @@ class DensityMonitor:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
         for name in self.stages[stage].taps:
             self._taps[name].let_twin_go()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What each tap is compared with, twins included, by the tap's name."""
+        return {name: tap.state_dict() for name, tap in self._taps.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare the taps that are known with what they were compared with."""
+        for stage in self.stages.values():
+            for name, layer in stage.taps.items():
+                if name in state:
+                    self._taps[name].load_state_dict(state[name], layer)
 
     def _read(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         tap = self._taps[name]

@@ -9,7 +9,7 @@ does not grow with the width of the layer or the size of the batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -26,7 +26,6 @@ BUDGET = 2**17
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
-Twin = Callable[[Args, Kwargs, int], Tensor | None]
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -109,6 +108,12 @@ class _SampledTwin:
             return F.linear(rows, self.weight, self.bias)
         return self.layer._conv_forward(rows, self.weight, self.bias)  # type: ignore
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weight, self.bias = state["weight"], state["bias"]
+
 
 class _CopiedTwin:
     """Twin of a layer that is called whole: recurrent, attention, transposed convolution."""
@@ -123,6 +128,15 @@ class _CopiedTwin:
         self.copy.to(now.device, now.dtype)
         output = first_tensor(self.copy(*args, **kwargs))
         return None if output is None else self.sampler(output)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.copy.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.copy.load_state_dict(state)
+
+
+Twin = _SampledTwin | _CopiedTwin
 
 
 def make_twin(layer: nn.Module, sampler: Sampler) -> Twin | None:

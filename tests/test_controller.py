@@ -465,6 +465,57 @@ def test_bare_and_wrapped_checkpoints_are_exchanged() -> None:
     one_step(again, ours, batches(1)[0])
 
 
+class Recurrent(nn.Module):
+    """Its first stage is called whole, so that its twin is a copied module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.gru, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x.unflatten(1, (2, 3)))[0][:, -1])
+
+
+@pytest.mark.parametrize("mode", ["repair", "free"])
+@pytest.mark.parametrize("make", [net, Recurrent])
+@pytest.mark.parametrize("stop", [0, 1, 5, 12])
+def test_a_resumed_run_is_the_one_that_never_stopped(
+    make: Callable[[], nn.Module], mode: str, stop: int
+) -> None:
+    """It starts from other weights, and knows from the checkpoint what the first were."""
+
+    def begin(size: float = 1.0) -> tuple[nn.Module, DensityLR]:
+        model = make()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(size)
+        first, *rest = find_stages(model).values()
+        groups = [{"params": list(first.parameters.values()), "lr": 1e-5}]
+        groups += [{"params": list(stage.parameters.values()), "lr": 0.1} for stage in rest]
+        inner = torch.optim.SGD(groups, momentum=0.9)
+        return model, DensityLR(inner, model, mode=mode, every=2, pretrained=False)
+
+    data = batches(40)
+    whole, never = begin()
+    for batch in data:
+        one_step(whole, never, batch)
+    assert never.history.decisions
+    model, wrapped = begin()
+    for batch in data[:stop]:
+        one_step(model, wrapped, batch)
+    saved = through_a_file({"model": model.state_dict(), "optimizer": wrapped.state_dict()})
+    again, resumed = begin(1.5)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    for batch in data[stop:]:
+        one_step(again, resumed, batch)
+    assert same(whole, again)
+    assert same_state(never, resumed)
+    assert never.history.decisions == resumed.history.decisions
+    assert resumed.history.readings == [r for r in never.history.readings if r.step >= stop]
+
+
 def test_a_checkpoint_of_another_mode_or_model_changes_nothing() -> None:
     model = net()
     warm = DensityLR(sgd(model), model, mode="warmup")
