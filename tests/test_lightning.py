@@ -105,6 +105,10 @@ def trainer(folder: Path, *callbacks: Any, **options: Any) -> Any:
         "log_every_n_steps": 1,
         "default_root_dir": folder,
     }
+    if options.get("plugins") == "16-mixed":
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        plugin = pl.plugins.precision.MixedPrecision("16-mixed", "cpu", scaler)
+        options = {**options, "plugins": [plugin]}
     return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
 
@@ -125,7 +129,9 @@ def looped(factor: float = 1e-4, optimizer: str = "sgd", **options: Any) -> tupl
 # As if it were not there
 
 
-PRECISIONS = [{}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}]
+# The Trainer itself takes fp16 on a GPU only; this is what it does there.
+FP16 = {"plugins": "16-mixed"}
+PRECISIONS = [{}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}, FP16]
 # Lightning refuses these in manual optimization.
 AUTOMATIC = [{"gradient_clip_val": 0.1}, {"accumulate_grad_batches": 3}]
 
@@ -192,7 +198,7 @@ def logged_rates(folder: Path) -> list[list[float]]:
     return [[float(row[name]) for row in rows if row[name]] for name in names]
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.5}])
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, FP16, {"gradient_clip_val": 0.5}])
 def test_a_starved_stage_is_raised_under_precision_and_clipping(
     tmp_path: Path, options: Any
 ) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import gc
-import json
 import math
 import pickle
-import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fixed import batches, net, one_step
+from hosts import curves_in, events, expected, metrics_of, stored
 from readings import reading, stage_reading
 
 from densitylr import Decision, DensityLR, DensityMonitor, History, Reading
@@ -61,17 +60,6 @@ def repaired(*sinks: Any, steps: int = 24) -> DensityLR:
         one_step(model, wrapped, batch)
     assert wrapped.history.decisions
     return wrapped
-
-
-def expected(history: History) -> dict[tuple[str, int], float]:
-    """The curves by name and step, taken from the history's own series."""
-    curves = {}
-    for number in (*NUMBERS, "rate", "scale"):
-        for stage in history.stages:
-            values = history.series(stage, number)
-            for step, value in zip(history.steps.tolist(), values.tolist(), strict=True):
-                curves[f"densitylr/{number}/{stage}", step] = value
-    return curves
 
 
 # The contract
@@ -206,23 +194,6 @@ def test_csv_of_a_bare_monitor_has_no_rates(tmp_path: Path) -> None:
 # TensorBoard
 
 
-def events(folder: Path) -> Any:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = accumulator.EventAccumulator(
-        str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
-    )
-    found.Reload()
-    return found
-
-
-def curves_in(found: Any) -> dict[tuple[str, int], float]:
-    return {
-        (tag, event.step): event.value
-        for tag in found.Tags()["scalars"]
-        for event in found.Scalars(tag)
-    }
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_tensorboard(tmp_path: Path, own: bool) -> None:
     board = pytest.importorskip("densitylr.integrations.tensorboard")
@@ -295,45 +266,6 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any
     return lambda: wandb.init(
         project="density", dir=str(tmp_path), settings=wandb.Settings(x_disable_stats=True)
     )
-
-
-def records_in(path: Path) -> list[bytes]:
-    """The records of a .wandb file: a LevelDB log with a file header of seven bytes.
-
-    A record is cut to fit into blocks of 32 KiB; each piece begins with its check sum, length
-    and kind: whole, first, middle, last.
-    """
-    data, block, header = path.read_bytes(), 2**15, 7
-    assert data[:4] == b":W&B"
-    records, at, parts = [], header, b""
-    while at + header <= len(data):
-        if block - at % block < header:
-            at += block - at % block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        parts += data[at + header : at + header + length]
-        at += header + length
-        if kind in (1, 4):
-            records.append(parts)
-            parts = b""
-    return records
-
-
-def stored(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the one offline run below a folder, from its .wandb file."""
-    import wandb
-    from wandb.proto import wandb_internal_pb2
-
-    wandb.teardown()  # whoever writes the file may do so after run.finish
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    rows = []
-    for data in records_in(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    return rows
 
 
 def test_wandb_leaves_the_user_s_steps_alone(tmp_path: Path, offline: Callable[[], Any]) -> None:
@@ -418,12 +350,7 @@ def test_mlflow(tracking: Any) -> None:
     with tracking.start_run() as run:
         history = repaired(module.MLflowSink()).history
     client = tracking.MlflowClient()
-    read = {
-        (name, point.step): point.value
-        for name in client.get_run(run.info.run_id).data.metrics
-        for point in client.get_metric_history(run.info.run_id, name)
-    }
-    assert read == expected(history)
+    assert metrics_of(run.info.run_id) == expected(history)
     tags = client.get_run(run.info.run_id).data.tags
     assert {k: v for k, v in tags.items() if k.startswith("densitylr.")} == {
         f"densitylr.decision.{d.step}.{d.stage}": f"{d.kind}: {d.reason}" for d in history.decisions

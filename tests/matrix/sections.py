@@ -8,7 +8,11 @@ from tests.matrix.cells import Cell
 
 __all__ = ["SECTIONS", "cells_of"]
 
-SECTIONS = ("optimizers",)
+SECTIONS = (
+    "optimizers",
+    "hosts_lightning",
+    "sinks",
+)
 
 
 def cells_of(section: str) -> list[Cell]:
