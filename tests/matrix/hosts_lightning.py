@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,11 @@ from tests.fixed import batches, loss_of, net, one_step, same
 from tests.matrix.cells import Cell, need
 
 DATA = batches(24)
+# About runs as tiny as these, and the Trainer's own call of torch.utils._pytree.
+ADVICE = (
+    "The 'train_dataloader' does not have many workers",
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16-mixed": {"precision": "bf16-mixed"},
@@ -93,7 +99,9 @@ def _fitted(
         plugins = need("lightning.pytorch.plugins.precision")
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         run = {"plugins": [plugins.MixedPrecision("16-mixed", "cpu", scaler)]}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        for advice in ADVICE:
+            warnings.filterwarnings("ignore", message=advice)
         trainer = pl.Trainer(
             **{
                 "accelerator": "cpu",
