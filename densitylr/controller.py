@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["DensityLR"]
 
 _log = logging.getLogger("densitylr")
-_STATE_KEY = "densitylr"
+STATE_KEY = "densitylr"
+"""In a state dict: ours."""
 
 UNREAD = 10
 """Steps without a reading, when one is due, after which the user is told."""
@@ -179,6 +180,7 @@ class DensityLR(Optimizer):
             stepping.register_step_pre_hook(_hook(me, "_before_step")),
             stepping.register_step_post_hook(_hook(me, "_after_step")),
         ]
+        self._before_zeroing = _hook(me, "_before_zero_grad")
         optimizer._densitylr = me  # type: ignore[attr-defined]
         self._monitor.arm()
 
@@ -245,10 +247,33 @@ class DensityLR(Optimizer):
             self._stepping = False
             self._scaling.heal()
 
-    def _before_step(self, *given: Any) -> None:
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._stepping = True
         self._scaling.heal()
-        self._probe(closure=any(map(callable, given)))
+        inner, *given = args
+        if not any(map(callable, (*given, *kwargs.values()))):
+            self._probe()
+            self._scale()
+            return None
+        self._scale()
+        return (
+            (inner, *(self._evaluation(a) if callable(a) else a for a in given)),
+            {k: self._evaluation(v) if callable(v) else v for k, v in kwargs.items()},
+        )
+
+    def _evaluation(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """A closure that makes the forward and the gradients of the step it is called in."""
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            self._scaling.restore()  # within the closure, too, the rates are the user's
+            result = closure(*args, **kwargs)
+            self._probe()
+            self._scale()
+            return result
+
+        return evaluate
+
+    def _scale(self) -> None:
         if not self.observe_only:
             scales = self.scales
             if any(s != 1.0 for s in scales.values()):
@@ -262,8 +287,7 @@ class DensityLR(Optimizer):
         if self._recovery is not None:
             self._recovery.stepped()
         self._go_back()
-        # Armed still: a closure may have been read in this step, to be collected in the next.
-        if self._due() and not (self._monitor.armed or self._monitor.closed):
+        if self._due() and not self._monitor.closed:
             self._monitor.arm()
 
     def _due(self) -> bool:
@@ -275,14 +299,13 @@ class DensityLR(Optimizer):
             self._law = target.law.later(self._steps - target.step)
             self._monitor.forget_peaks()
 
-    def _probe(self, closure: bool = False) -> None:
+    def _probe(self) -> None:
         reading = self._monitor.collect(self._steps)
         if reading is None:
             self._miss()
             return
         self._unread = 0
-        if not closure:  # which makes the gradients of this step only now
-            reading = without_gradient(reading, self.stages, self._ranks)
+        reading = without_gradient(reading, self.stages, self._ranks)
         rates, ceiling = self._rates()
         found = self._recovery.look(reading) if self._recovery is not None else None
         decisions: list[Decision] = []
@@ -398,6 +421,11 @@ class DensityLR(Optimizer):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        # Lightning calls this with a proxy of its own as self: nothing may be set on that.
+        self._before_zeroing(self.inner, (), {})
+        self.inner.zero_grad(set_to_none)
+
+    def _before_zero_grad(self, *_: Any) -> None:
         # While gradients are not finite GradScaler takes no step, so that no hook is called: for
         # ever, once the parameters are not finite.
         if not self._stepping:  # a closure calls it, too
@@ -406,7 +434,6 @@ class DensityLR(Optimizer):
                 self._probe()
                 self._go_back()
                 self._monitor.arm()
-        self.inner.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.inner.add_param_group(param_group)
@@ -433,12 +460,13 @@ class DensityLR(Optimizer):
             "law": self._law.to_dict(),
             "history": self.history.state_dict(),
             "taps": self._monitor.state_dict(),
+            "gains": dict(self._gains),
         }
         if self._recovery is not None:
             ours["recovery"] = self._recovery.state_dict()
         # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same
         # keys at loading: a fresh DensityLR has other twins and decisions.
-        return {**self.inner.state_dict(), _STATE_KEY: (ours,)}
+        return {**self.inner.state_dict(), STATE_KEY: (ours,)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of ours or of the bare optimizer.
@@ -446,7 +474,7 @@ class DensityLR(Optimizer):
         Raises:
             ValueError: it is of another mode or of other stages. Nothing has been changed then.
         """
-        ours = state_dict.get(_STATE_KEY)
+        ours = state_dict.get(STATE_KEY)
         if isinstance(ours, tuple):  # it was a dictionary once
             (ours,) = ours
         if ours is None:
@@ -469,12 +497,13 @@ class DensityLR(Optimizer):
         self._scaling.heal()
         if self._recovery is not None:
             self._recovery.forget()
-        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _STATE_KEY})
+        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
         if ours is not None:
             self._steps = ours["steps"]
             self._cadence.due = ours.get("due", self._steps)
             self._cadence.decided = ours.get("decided", self._steps)
             self._law = LawState.from_dict(ours["law"])
+            self._gains = ours.get("gains", self._gains)
             self.history.load_state_dict(ours["history"])
             if self._recovery is not None and "recovery" in ours:
                 self._recovery.load_state_dict(ours["recovery"])
@@ -498,9 +527,8 @@ def _hook(controller: weakref.ref[DensityLR], method: str) -> Any:
     Traced, what it does to the groups would be part of a graph, and would not be done again.
     """
 
-    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         alive = controller()
-        if alive is not None:
-            getattr(alive, method)(*args, *kwargs.values())
+        return None if alive is None else getattr(alive, method)(args, kwargs)
 
     return torch.compiler.disable(hook)

@@ -14,6 +14,7 @@ import numpy as np
 
 from densitylr.density import BINS, EDGES, TAU
 from densitylr.records import Decision, Reading, StageReading
+from densitylr.sinks import Sink, offer
 
 __all__ = ["History"]
 
@@ -48,6 +49,10 @@ class History:
         self.decisions: list[Decision] = []
         self._rates: list[dict[str, float]] = []
         self._scales: list[dict[str, float]] = []
+        self._sinks: list[Sink] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sinks": []}  # open files: a copy writes nowhere
 
     def __len__(self) -> int:
         return len(self.readings)
@@ -106,6 +111,22 @@ class History:
         self.decisions.extend(decisions)
         if len(self) > self.budget:
             self._thin()
+        offer(self._sinks, reading, self._rates[-1], self._scales[-1], decisions)
+
+    def subscribe(self, sink: Sink) -> None:
+        """Write each further reading to ``sink`` as it is recorded, whatever is thinned out later.
+
+        A sink that raises is let go with one RuntimeWarning, and training goes on. Sinks are part
+        of no checkpoint and no copy, and whoever made one closes it.
+
+        Args:
+            sink: a `densitylr.sinks.Sink`, of `densitylr.integrations` or one's own.
+        """
+        self._sinks.append(sink)
+
+    def unsubscribe(self, sink: Sink) -> None:
+        """Write nothing more to ``sink``; nothing happens if it is not, or no longer, known."""
+        self._sinks = [known for known in self._sinks if known is not sink]
 
     def observations(self) -> list[tuple[Reading, dict[str, float], dict[str, float]]]:
         """Each reading with the user's rates and the scales in force after it."""

@@ -307,21 +307,72 @@ def test_a_closure_is_called_once_and_may_raise() -> None:
     assert wrapped.policy.asked
 
 
-def test_gradients_zeroed_before_a_closure_makes_them_are_no_sign() -> None:
-    model = net()
-    wrapped = DensityLR(starved(model), model, every=2)
-    for batch in batches(12):
+@pytest.mark.parametrize("name", ["sgd", "adam foreach"])
+@pytest.mark.parametrize("step_inner", [False, True])
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_with_a_closure_everything_is_as_without(
+    name: str, step_inner: bool, by_keyword: bool
+) -> None:
+    """Its forward is read, and its gradients looked at, in the step that it is called in."""
+    runs = []
+    for closed in (False, True):
+        model = net()
+        inner = OPTIMIZERS[name]([{"params": c.parameters()} for c in (model[:3], model[3:])])
+        inner.param_groups[0]["lr"] *= 1e-4
+        own = [group["lr"] for group in inner.param_groups]
+        wrapped = DensityLR(inner, model, every=2)
+        stepped = inner if step_inner else wrapped
+        for batch in batches(30):
 
-        def closure(batch: Any = batch) -> Tensor:
-            loss = loss_of(model, batch)
-            loss.backward()
-            return loss
+            def closure(
+                batch: Any = batch, model: Any = model, wrapped: Any = wrapped, own: Any = own
+            ) -> Tensor:
+                assert [group["lr"] for group in wrapped.param_groups] == own
+                loss = loss_of(model, batch)
+                wrapped.zero_grad(set_to_none=False)
+                loss.backward()
+                return loss
 
-        wrapped.step(closure)
-        wrapped.zero_grad(set_to_none=False)
-    assert wrapped.history.steps.tolist() == [1, 3, 5, 7, 9, 11]
-    assert not wrapped.history.series("0", "zero_gradient").any()
-    assert wrapped.scales["0"] > 1
+            if not closed:
+                closure()
+                stepped.step()
+            elif by_keyword:
+                stepped.step(closure=closure)
+            else:
+                stepped.step(closure)
+        assert wrapped.scales["0"] > 1
+        runs.append((model, wrapped))
+    (apart, one), (within, other) = runs
+    assert same(apart, within)
+    assert same_state(one, other)
+    assert one.history.decisions == other.history.decisions
+    assert one.history.readings == other.history.readings
+    assert one.scales == other.scales
+
+
+def test_a_rate_that_a_closure_sets_is_the_user_s() -> None:
+    ours, real = net(), net()
+    wrapped = DensityLR(sgd(ours), ours, policy=Fixed({"0": 0.5, "3": 0.5, "5": 0.5}), every=1)
+    plain = sgd(real)
+    for factor, model, optimizer in ((1.0, ours, wrapped), (0.5, real, plain)):
+        for i, batch in enumerate(batches(6)):
+
+            def closure(
+                i: int = i,
+                batch: Any = batch,
+                factor: float = factor,
+                model: nn.Module = model,
+                optimizer: Any = optimizer,
+            ) -> Tensor:
+                optimizer.param_groups[0]["lr"] = factor * 0.1 / (i + 1)
+                optimizer.zero_grad()
+                loss = loss_of(model, batch)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    assert same(ours, real)
+    assert wrapped.param_groups[0]["lr"] == 0.1 / 6
 
 
 def test_a_step_that_grad_scaler_skips_is_no_step() -> None:
@@ -423,6 +474,57 @@ def test_bare_and_wrapped_checkpoints_are_exchanged() -> None:
     assert same_state(bare, ours.inner)
     assert set(ours.scales.values()) == {1.0}
     one_step(again, ours, batches(1)[0])
+
+
+class Recurrent(nn.Module):
+    """Its first stage is called whole, so that its twin is a copied module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.gru, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x.unflatten(1, (2, 3)))[0][:, -1])
+
+
+@pytest.mark.parametrize("mode", ["repair", "free"])
+@pytest.mark.parametrize("make", [net, Recurrent])
+@pytest.mark.parametrize("stop", [0, 1, 5, 12])
+def test_a_resumed_run_is_the_one_that_never_stopped(
+    make: Callable[[], nn.Module], mode: str, stop: int
+) -> None:
+    """It starts from other weights, and knows from the checkpoint what the first were."""
+
+    def begin(size: float = 1.0) -> tuple[nn.Module, DensityLR]:
+        model = make()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(size)
+        first, *rest = find_stages(model).values()
+        groups = [{"params": list(first.parameters.values()), "lr": 1e-5}]
+        groups += [{"params": list(stage.parameters.values()), "lr": 0.1} for stage in rest]
+        inner = torch.optim.SGD(groups, momentum=0.9)
+        return model, DensityLR(inner, model, mode=mode, every=2, pretrained=False)
+
+    data = batches(40)
+    whole, never = begin()
+    for batch in data:
+        one_step(whole, never, batch)
+    assert never.history.decisions
+    model, wrapped = begin()
+    for batch in data[:stop]:
+        one_step(model, wrapped, batch)
+    saved = through_a_file({"model": model.state_dict(), "optimizer": wrapped.state_dict()})
+    again, resumed = begin(1.5)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    for batch in data[stop:]:
+        one_step(again, resumed, batch)
+    assert same(whole, again)
+    assert same_state(never, resumed)
+    assert never.history.decisions == resumed.history.decisions
+    assert resumed.history.readings == [r for r in never.history.readings if r.step >= stop]
 
 
 def test_a_checkpoint_of_another_mode_or_model_changes_nothing() -> None:

@@ -16,7 +16,7 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
-from densitylr.controller import _STATE_KEY, DensityLR
+from densitylr.controller import STATE_KEY, DensityLR
 from densitylr.monitor import DensityMonitor
 
 __all__ = ["DensityCallback"]
@@ -100,7 +100,8 @@ class DensityCallback(TrainerCallback, ExportableState):
                 if untrained is not None and untrained[0] is model:
                     self.controller._monitor.close()
                     self.controller._monitor, untrained = untrained[1], None
-                self.controller.load_state_dict({**optimizer.state_dict(), _STATE_KEY: ours})
+                ours = _with_twins(ours, self.controller._monitor.state_dict())
+                self.controller.load_state_dict({**optimizer.state_dict(), STATE_KEY: ours})
         if untrained is not None:
             untrained[1].close()
         # The trainer expects an entry there, and a checkpoint made without us has none.
@@ -135,5 +136,19 @@ class DensityCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What goes into ``trainer_state.json``: plain numbers; a policy of the user's does not."""
         options = {key: value for key, value in self.options.items() if key != "policy"}
-        ours = self.controller.state_dict()[_STATE_KEY] if self._made and self.controller else None
+        ours = None
+        if self._made and self.controller:
+            (ours,) = self.controller.state_dict()[STATE_KEY]
+            # A twin is a tensor, and is made anew from the untrained model.
+            taps = ours["taps"].items()
+            ours["taps"] = {name: {**t, "twin": t["twin"] is not None} for name, t in taps}
         return {"args": {"numbers": self.numbers, **options}, "attributes": {"_saved": ours}}
+
+
+def _with_twins(ours: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint with the twins that were made, where it had one."""
+    taps = {
+        name: {**tap, "twin": made[name]["twin"] if tap["twin"] else None}
+        for name, tap in ours.get("taps", {}).items()
+    }
+    return {**ours, "taps": taps} if taps else ours

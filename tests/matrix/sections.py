@@ -17,6 +17,8 @@ SECTIONS = (
     "checkpoints",
     "distributed",
     "hosts",
+    "hosts_lightning",
+    "sinks",
 )
 
 
