@@ -1,0 +1,72 @@
+"""The diagnosis in plain text, for a terminal."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from densitylr.doctor.findings import Findings, Patient
+
+__all__ = ["sparkline", "text"]
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+POINTS = 16
+
+
+def text(findings: Findings, width: int | None = None) -> str:
+    """The whole diagnosis: one line a stage, then what to do, worst first.
+
+    Args:
+        findings: what was found.
+        width: of the terminal, in characters. Default: that of the present one.
+    """
+    width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
+    parts = [f"densitylr: {findings.headline}"]
+    parts += [_patient(patient, width) for patient in findings.patients]
+    notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in findings.notes]
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+
+
+def sparkline(values: Sequence[float] | np.ndarray, points: int = POINTS) -> str:
+    """A row of block characters from 0 to the largest value; blank where nothing was read."""
+    values = np.asarray(values, dtype=float)
+    if len(values) > points:
+        at = np.linspace(0, len(values) - 1, points).round().astype(int)
+        values = values[at]
+    largest = np.nanmax(values) if np.isfinite(values).any() else 0.0
+    if not largest > 0:
+        return "".join(" " if math.isnan(v) else BLOCKS[0] for v in values)
+    levels = np.nan_to_num(values / largest * (len(BLOCKS) - 1)).round().astype(int)
+    return "".join(" " if math.isnan(v) else BLOCKS[i] for v, i in zip(values, levels, strict=True))
+
+
+def _patient(patient: Patient, width: int) -> str:
+    lines = [f"{patient.title}: {patient.verdict}"]
+    if patient.stages:
+        lines += ["", *_table(patient, width)]
+    for number, advice in enumerate(patient.advice, 1):
+        lines += ["", f"{number}. {advice.word}: {', '.join(advice.stages)}"]
+        for remedy in advice.remedies:
+            lines += textwrap.wrap(f"{remedy.text}:", width, initial_indent="   ", subsequent_indent="   ")
+            lines += ["", textwrap.indent(remedy.code, "       "), ""]
+        if not lines[-1]:
+            lines.pop()
+    return "\n".join(lines)
+
+
+def _table(patient: Patient, width: int) -> list[str]:
+    rows = [("stage", "state", "density", "rate")]
+    rows += [(s.stage, s.word, sparkline(s.density), f"{s.rate:.1e}") for s in patient.stages]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    rest = max(24, width - sum(widths) - 10)
+    lines = []
+    for row, evidence in zip(rows, ["evidence", *(s.evidence for s in patient.stages)], strict=True):
+        cells = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        first, *more = textwrap.wrap(evidence, rest) or [""]
+        lines.append(f"  {cells}  {first}".rstrip())
+        lines += [" " * (4 + sum(widths) + 6) + line for line in more]
+    return lines
