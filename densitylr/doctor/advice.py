@@ -28,7 +28,7 @@ class Advice:
 
 
 def advise(watch: Watch, found: list[StageState]) -> list[Advice]:
-    """One `Advice` an illness, worst first; at the end what is slow or frozen. Empty if all is well."""
+    """One `Advice` an illness, worst first, then what is slow or frozen; empty if all is well."""
     advice = []
     for word in (*ILL, "slow", "frozen"):
         ill = [s for s in found if s.word == word]
@@ -41,110 +41,114 @@ def advise(watch: Watch, found: list[StageState]) -> list[Advice]:
 def _remedies(
     watch: Watch, word: str, ill: list[StageState], found: list[StageState]
 ) -> list[Remedy]:
+    names = [s.stage for s in ill]
     if word in ("starved", "slow"):
         return _starved(watch, ill, found)
     if word == "hot":
-        lower = _rates(watch, ill, min(s.rate for s in ill) / 10)
-        return [_wrapped(watch, "let the network find the height of its rates", 'mode="warmup"')] + [
-            Remedy(f"or try a tenth of the rate, {where}", code) for where, code in lower
+        return [
+            *_wrapped(watch, "let the network find the height of its rates", 'mode="warmup"'),
+            *_lower(watch, ill),
         ]
     if word in ("collapsed", "non-finite"):
         clip = f"torch.nn.utils.clip_grad_norm_({_model(watch)}.parameters(), 1.0)"
-        lower = _rates(watch, ill, min(s.rate for s in ill) / 10)
         return [
-            _wrapped(watch, "go back to the last healthy state by itself", "recover=True"),
-            Remedy("or clip the gradients, right before optimizer.step()", clip),
-            *(Remedy(f"or try a tenth of the rate, {where}", code) for where, code in lower),
+            *_wrapped(watch, "go back to the last healthy state by itself", "recover=True"),
+            Remedy("or clip the gradients, right before the optimizer's step", clip),
+            *_lower(watch, ill),
         ]
     if word == "dead":
-        return [
-            Remedy(
-                "no learning rate moves it: units after it never fire. Initialise the last dead "
-                "stage anew, before training",
-                _anew(watch, [ill[-1].stage]),
-            )
-        ]
+        text = (
+            "no learning rate moves it, as units after it never fire: initialise the last dead "
+            "stage anew, before training"
+        )
+        return [Remedy(text, _each(watch, names[-1:], "{}.reset_parameters()"))]
     if word == "bad gain":
-        return [
-            Remedy(
-                "no learning rate mends a bad scale: initialise these layers anew, before training",
-                _anew(watch, [s.stage for s in ill]),
-            )
-        ]
-    return _frozen(watch, [s.stage for s in ill])
+        text = "no learning rate mends a bad scale: initialise it anew, before training"
+        return [Remedy(text, _each(watch, names, "{}.reset_parameters()"))]
+    if word == "left out":
+        name, where = _optimizer(watch.trainers[0]) if watch.trainers else ("optimizer", "")
+        add = f'{name}.add_param_group({{"params": {{}}.parameters()}})'
+        return [Remedy(f"hand its parameters to the optimizer, {where}", _each(watch, names, add))]
+    text = (
+        "if that is not meant: let it be trained, with a rate above 0 and a place in the optimizer"
+    )
+    return [Remedy(text, _each(watch, names, "{}.requires_grad_(True)"))]
 
 
 def _starved(watch: Watch, ill: list[StageState], found: list[StageState]) -> list[Remedy]:
-    ceiling = max(s.rate for s in found)
-    low = [s for s in ill if s.rate < ceiling]
-    if not low:
-        return [_wrapped(watch, "all rates are too low: let the network find them", 'mode="free"')]
+    low = [s for s in ill if s.rate < max(t.rate for t in found)]
+    one = len(watch.trainers) == 1
+    if low and one:
+        return [
+            *_wrapped(watch, "let the density run the rates", ""),
+            *_rates(watch, low, "or give it the largest of your rates", max(t.rate for t in found)),
+        ]
     return [
-        _wrapped(watch, "let the density run the rates", ""),
-        *(
-            Remedy(f"or give it the largest of your rates, {where}", code)
-            for where, code in _rates(watch, low, ceiling)
-        ),
+        *_wrapped(watch, "its rate is too low: let the network find it", 'mode="free"'),
+        *_rates(watch, ill, f"{'or ' * one}try a hundred times the rate", ill[0].rate * 100),
     ]
 
 
-def _wrapped(watch: Watch, aim: str, option: str) -> Remedy:
-    """`DensityLR` around the optimizer, where the script makes it."""
+def _lower(watch: Watch, ill: list[StageState]) -> list[Remedy]:
+    return _rates(watch, ill, "or try a tenth of the rate", min(s.rate for s in ill) / 10)
+
+
+def _wrapped(watch: Watch, aim: str, option: str) -> list[Remedy]:
+    """`DensityLR` around the optimizer, where the script makes it; it takes no more than one."""
+    if len(watch.trainers) != 1:
+        return []
     arguments = ", ".join(filter(None, ("{}", _model(watch), option)))
-    trainer = watch.trainers[0] if watch.trainers else None
-    made = trainer.made if trainer is not None else None
     head = "from densitylr import DensityLR\n"
-    if len(watch.trainers) > 1:
-        aim += " (DensityLR takes one optimizer: put all groups into one)"
+    made = watch.trainers[0].made
     if made is not None and made.assigned:
         code = f"{head}{made.assigned} = DensityLR({arguments.format(made.assigned)})"
-        return Remedy(f"{aim}, after {made}", code)
+        return [Remedy(f"{aim}, after {made}", code)]
     if made is not None and made.text:
-        return Remedy(f"{aim}, at {made}", f"{head}DensityLR({arguments.format(made.text)})")
-    where = f" (it is made by a library, called in {made})" if made is not None else ""
-    return Remedy(
-        f"{aim}: make the optimizer yourself{where}, and hand this over in its place",
-        f"{head}optimizer = DensityLR({arguments.format('optimizer')})",
-    )
+        if made.within.partition(".")[0] == watch.kind:  # as in a LightningModule
+            arguments = ", ".join(filter(None, ("{}", "self", option)))
+        text = arguments.replace("{}", made.text, 1)
+        return [Remedy(f"{aim}, in place of the optimizer at {made}", f"{head}DensityLR({text})")]
+    by = f"; {made} has a library make it" if made is not None else ""
+    return [
+        Remedy(
+            f"{aim}: make the optimizer yourself, and hand this over in its place{by}",
+            f"{head}optimizer = DensityLR({arguments.format('optimizer')})",
+        )
+    ]
 
 
-def _rates(watch: Watch, ill: list[StageState], rate: float) -> list[tuple[str, str]]:
-    """For each optimizer that holds these stages: where, and the groups' new rate."""
+def _rates(watch: Watch, ill: list[StageState], aim: str, rate: float) -> list[Remedy]:
+    """Another rate for the parameter groups of these stages, one remedy an optimizer."""
     found = []
     for trainer in watch.trainers:
         groups = sorted({i for s in ill for i in trainer.groups.get(s.stage, ())})
-        if groups:
-            name = trainer.made.assigned if trainer.made is not None else ""
-            numbers = f"{groups[0]}," if len(groups) == 1 else ", ".join(map(str, groups))
-            was = ", ".join(sorted({f"{s.rate:.1e}" for s in ill}))
+        if not groups:
+            continue
+        name, where = _optimizer(trainer)
+        was = ", ".join(sorted({f"{s.rate:.1e}" for s in ill}))
+        if len(groups) == 1:
+            code = f'{name}.param_groups[{groups[0]}]["lr"] = {rate:.3g}  # {was} so far'
+        else:
             code = (
-                f"for i in ({numbers}):  # now {was}\n"
-                f'    {name or "optimizer"}.param_groups[i]["lr"] = {rate:.3g}'
+                f"for i in ({', '.join(map(str, groups))}):\n"
+                f'    {name}.param_groups[i]["lr"] = {rate:.3g}  # {was} so far'
             )
-            found.append((_after(trainer), code))
+        if trainer.made is not None and trainer.made.text and not trainer.made.assigned:
+            numbers = ", ".join(map(str, groups))
+            where = f"in the groups that {trainer.made} hands over"
+            code = f'{{"params": …, "lr": {rate:.3g}}}  # group {numbers}, {was} so far'
+        found.append(Remedy(f"{aim}, {where}", code))
     return found
 
 
-def _anew(watch: Watch, stages: list[str]) -> str:
+def _each(watch: Watch, stages: list[str], act: str) -> str:
+    """The act for each weight layer of the stages, as a loop where there are several."""
     layers = [layer for stage in stages for layer in watch.layers.get(stage, ())]
-    names = ", ".join(repr(layer) for layer in layers)
-    return (
-        f"for name in ({names},):\n"
-        f"    {_model(watch)}.get_submodule(name).reset_parameters()"
-    )
-
-
-def _frozen(watch: Watch, stages: list[str]) -> list[Remedy]:
-    layers = [layer for stage in stages for layer in watch.layers.get(stage, ())]
-    shown = "\n".join(f"    # {layer}" for layer in layers[:3])
-    return [
-        Remedy(
-            "if that is not meant, let them be trained: requires_grad, a rate above 0, and a "
-            "place in the optimizer",
-            f"for name in ({', '.join(map(repr, layers))},):\n"
-            f"    {_model(watch)}.get_submodule(name).requires_grad_(True)",
-        )
-    ] * bool(shown)
+    if len(layers) == 1:
+        return act.format(f'{_model(watch)}.get_submodule("{layers[0]}")')
+    listed = "\n".join(f'    "{layer}",' for layer in layers)
+    body = act.format(f"{_model(watch)}.get_submodule(name)")
+    return f"for name in (\n{listed}\n):\n    {body}"
 
 
 def _model(watch: Watch) -> str:
@@ -153,5 +157,9 @@ def _model(watch: Watch) -> str:
     return watch.name if direct else "model"
 
 
-def _after(trainer: Trainer) -> str:
-    return "after it is made" if trainer.made is None else f"after {trainer.made}"
+def _optimizer(trainer: Trainer) -> tuple[str, str]:
+    """What the script calls it, and where to write something about it."""
+    made = trainer.made
+    if made is None:
+        return "optimizer", "after it is made"
+    return made.assigned or "optimizer", f"after {made}"

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densitylr.doctor.importing import when_imported
+from densitylr.doctor.losses import Losses, seed_all
 from densitylr.doctor.running import Target, run
 
 if TYPE_CHECKING:
     from densitylr.doctor.finding import Finder
+    from densitylr.doctor.live import LiveTable
 
 __all__ = ["main"]
 
@@ -38,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from densitylr.doctor.comparing import compare
 
         return compare(target, options.mode or "repair", Path(options.output or "densitylr-doctor"))
-    Doctor(target, options.mode, Path(options.output or "densitylr-doctor"), options.live).run()
+    Doctor(
+        target,
+        options.mode,
+        Path(options.output or "densitylr-doctor"),
+        live=options.live,
+        record=Path(options.record) if options.record else None,
+    ).run()
     return 0
 
 
@@ -74,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the page goes, in a new folder (default: densitylr-doctor)",
     )
+    parser.add_argument("--record", help=argparse.SUPPRESS)  # of --compare: losses, from a seed
     return parser
 
 
@@ -85,12 +94,24 @@ class Doctor:
         mode: None to watch only; else the mode of the `DensityLR` that acts.
         output: the folder for the folder of results.
         live: show a table while it trains.
+        record: a file for the losses, which are read then; all seeds are set before the run.
     """
 
-    def __init__(self, target: Target, mode: str | None, output: Path, live: bool = False) -> None:
+    def __init__(
+        self,
+        target: Target,
+        mode: str | None,
+        output: Path,
+        *,
+        live: bool = False,
+        record: Path | None = None,
+    ) -> None:
         self.target, self.mode, self.live = target, mode, live
         self.output = output.absolute()  # the script may change its working directory
+        self.losses = Losses() if record is not None else None
+        self.record = record.absolute() if record is not None else None
         self.finder: Finder | None = None
+        self._table: LiveTable | None = None
 
     def run(self) -> None:
         """Run the script, then say what was found; ends as the script ends."""
@@ -104,9 +125,26 @@ class Doctor:
     def _attach(self) -> None:
         from densitylr.doctor.finding import Finder
 
-        self.finder = Finder(self.mode)
-        self.finder.attach()
-        os.register_at_fork(after_in_child=self.finder.detach)
+        if self.losses is not None:
+            self.losses.attach()
+            seed_all()
+        finder = self.finder = Finder(self.mode)
+        if self.live:
+            self._draw(finder)
+        finder.attach()
+        os.register_at_fork(after_in_child=finder.detach)
+
+    def _draw(self, finder: Finder) -> None:
+        from densitylr.doctor.live import LiveTable
+
+        if not LiveTable.possible():
+            return
+        try:
+            self._table = LiveTable(finder)
+        except ImportError:
+            print("densitylr: --live needs rich: pip install 'densitylr[doctor]'", file=sys.stderr)
+        else:
+            finder.stepped = self._table.stepped
 
     def _afterwards(self, ended: BaseException | None) -> None:
         try:
@@ -127,11 +165,15 @@ class Doctor:
             )
             return
         self.finder.detach()
+        if self._table is not None:
+            self._table.stop()
         from densitylr.doctor.findings import findings
         from densitylr.doctor.terminal import text
 
         found = findings(self.finder, command, ending)
         print("\n" + text(found), file=sys.stderr)
+        if self.losses is not None and self.record is not None:
+            self.losses.save(self.record, [f"{p.title}: {p.verdict}" for p in found.patients])
         if found.patients:
             from densitylr.doctor.folder import write
 

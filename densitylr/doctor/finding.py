@@ -54,6 +54,7 @@ class Finder:
         self.made: dict[int, Call | None] = {}
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._closed_in: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # with a closure, once
         self._wanted: set[int] = set()  # ids of parameters that are trained and not yet watched
         self._passed: set[int] = set()  # ids of modules that hold none of them
         self._stale = False  # an optimizer has been made since they were gathered
@@ -150,22 +151,34 @@ class Finder:
         if name in names:
             name = f"{name} ({sum(n == name or n.startswith(f'{name} (') for n in names) + 1})"
         own = [c for o in optimizers if (c := _controller(o)) is not None]
-        watch: Watch
+        watch: Watch | None = None
         if own:
             watch = Controlled(own[0], model, name, called, own=True)
-        elif self.mode is not None and len(optimizers) == 1:
-            made = DensityLR(optimizers[0], model, mode=self.mode)
-            watch = Controlled(made, model, name, called, own=False)
-        else:
-            if self.mode is not None:
-                self.notes.append(
-                    f"{name}: {len(optimizers)} optimizers train it, and DensityLR takes one; it "
-                    "was only watched"
-                )
-            watch = Watch(model, name, called)
+        elif self.mode is not None:
+            watch = self._act(self.mode, model, name, called, optimizers)
+        watch = watch or Watch(model, name, called)
         for optimizer in optimizers:
             watch.follow(optimizer, self.made.get(id(optimizer)))
         self.watches.append(watch)
+
+    def _act(
+        self,
+        mode: str,
+        model: nn.Module,
+        name: str,
+        called: Call | None,
+        optimizers: list[Optimizer],
+    ) -> Watch | None:
+        """A controller, or None and a note where there can be none."""
+        try:
+            if len(optimizers) != 1:
+                raise ValueError(f"{len(optimizers)} optimizers train it, and DensityLR takes one")
+            return Controlled(
+                DensityLR(optimizers[0], model, mode=mode), model, name, called, own=False
+            )
+        except ValueError as error:
+            self.notes.append(f"{name}: only watched, not run: {error}")
+            return None
 
     def _ignore(self, module: nn.Module, why: str) -> None:
         self.notes.append(f"not watched: {why}")
@@ -179,12 +192,12 @@ class Finder:
     # The steps
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer not in self._stepped:
+        closure = any(map(callable, (*args[1:], *kwargs.values())))
+        if optimizer not in self._stepped and not (closure and self._expected(optimizer)):
             self._stepped.add(optimizer)
             self._first_step(optimizer)
         kind = type(optimizer).__name__
         self.steps[kind] = self.steps.get(kind, 0) + 1
-        closure = any(map(callable, (*args[1:], *kwargs.values())))
         for watch in self.watches:
             if any(o is optimizer for o in watch.optimizers):
                 watch.before_step(optimizer, closure)
@@ -194,6 +207,12 @@ class Finder:
             if any(o is optimizer for o in watch.optimizers):
                 watch.after_step(optimizer)
         self.stepped()
+
+    def _expected(self, optimizer: Optimizer) -> bool:
+        """Whether its first forward may still come, from a closure within its first step."""
+        first = optimizer not in self._closed_in
+        self._closed_in.add(optimizer)
+        return first and any(known is optimizer for known in self._living())
 
     def _first_step(self, optimizer: Optimizer) -> None:
         """Follow what came to be without ``__init__``, and look for what nobody has called."""

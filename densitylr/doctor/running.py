@@ -19,7 +19,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["Target", "run"]
+__all__ = ["Target", "interpreter", "run"]
 
 _HERE = str(Path(__file__).parents[1]) + os.sep
 
@@ -101,7 +101,7 @@ def _begun(main: types.ModuleType) -> bool:
 
 def _execute(target: Target, main: types.ModuleType) -> None:
     sys.modules["__main__"] = main
-    sys.orig_argv = [*_interpreter(), *target.command()]
+    sys.orig_argv = [*interpreter(), *target.command()]
     sys.argv = [target.name, *target.arguments]
     if target.module:
         _begin_path_with(os.getcwd())
@@ -121,8 +121,7 @@ def _run_file(name: str, main: types.ModuleType) -> None:
         source = Path(path).read_bytes()
     except OSError as error:
         print(
-            f"{_interpreter()[0]}: can't open file {path!r}: [Errno {error.errno}] "
-            f"{error.strerror}",
+            f"{interpreter()[0]}: can't open file {path!r}: [Errno {error.errno}] {error.strerror}",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
@@ -140,7 +139,7 @@ def _begin_path_with(folder: str) -> None:
         sys.path[0] = folder
 
 
-def _interpreter() -> list[str]:
+def interpreter() -> list[str]:
     """Python and its own options, as they were typed."""
     given = sys.orig_argv
     if "-m" in given and given[given.index("-m") + 1 :][:1] == ["densitylr"]:

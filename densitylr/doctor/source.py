@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Call", "call_in_script"]
+__all__ = ["Call", "call_in_script", "line_in_script"]
 
 _HERE = str(Path(__file__).parents[1])
 _LIBRARIES = (
@@ -36,6 +36,7 @@ class Call:
         text: the call's words, ``model(x)``; empty where they are not known.
         function: what is called, ``model``; empty where it is not known.
         assigned: the name that the result is given at once, ``loss``; else empty.
+        within: the qualified name of the function or class that it stands in.
     """
 
     file: str
@@ -43,6 +44,7 @@ class Call:
     text: str = ""
     function: str = ""
     assigned: str = ""
+    within: str = ""
 
     def __str__(self) -> str:
         return f"{Path(self.file).name}, line {self.line}"
@@ -65,6 +67,14 @@ def call_in_script() -> Call | None:
     return _call(frame) if direct else Call(frame.f_code.co_filename, frame.f_lineno)
 
 
+def line_in_script() -> str:
+    """``file:line`` of the innermost frame of no installed library; empty if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
 def _call(frame: FrameType) -> Call:
     file = frame.f_code.co_filename
     positions = itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None)
@@ -79,7 +89,8 @@ def _call(frame: FrameType) -> Call:
     text = b"".join([encoded[0][start:], *encoded[1:]]).decode(errors="replace")
     call = _parsed(text)
     function = ast.unparse(call.func) if call is not None else ""
-    return Call(file, first, text, function, _assigned(lines[0].encode()[:start].decode()))
+    assigned = _assigned(lines[0].encode()[:start].decode())
+    return Call(file, first, text, function, assigned, frame.f_code.co_qualname)
 
 
 def _parsed(text: str) -> ast.Call | None:

@@ -33,15 +33,12 @@ def text(findings: Findings, width: int | None = None) -> str:
 
 def sparkline(values: Sequence[float] | np.ndarray, points: int = POINTS) -> str:
     """A row of block characters from 0 to the largest value; blank where nothing was read."""
-    values = np.asarray(values, dtype=float)
-    if len(values) > points:
-        at = np.linspace(0, len(values) - 1, points).round().astype(int)
-        values = values[at]
-    largest = np.nanmax(values) if np.isfinite(values).any() else 0.0
-    if not largest > 0:
-        return "".join(" " if math.isnan(v) else BLOCKS[0] for v in values)
-    levels = np.nan_to_num(values / largest * (len(BLOCKS) - 1)).round().astype(int)
-    return "".join(" " if math.isnan(v) else BLOCKS[i] for v, i in zip(values, levels, strict=True))
+    shown = np.asarray(values, dtype=float)
+    if len(shown) > points:
+        shown = shown[np.linspace(0, len(shown) - 1, points).round().astype(int)]
+    largest = float(np.nanmax(shown)) if np.isfinite(shown).any() else 0.0
+    levels = np.nan_to_num(shown / (largest or 1.0) * (len(BLOCKS) - 1)).round().astype(int)
+    return "".join(" " if math.isnan(v) else BLOCKS[i] for v, i in zip(shown, levels, strict=True))
 
 
 def _patient(patient: Patient, width: int) -> str:
@@ -51,7 +48,9 @@ def _patient(patient: Patient, width: int) -> str:
     for number, advice in enumerate(patient.advice, 1):
         lines += ["", f"{number}. {advice.word}: {', '.join(advice.stages)}"]
         for remedy in advice.remedies:
-            lines += textwrap.wrap(f"{remedy.text}:", width, initial_indent="   ", subsequent_indent="   ")
+            lines += textwrap.wrap(
+                f"{remedy.text}:", width, initial_indent="   ", subsequent_indent="   "
+            )
             lines += ["", textwrap.indent(remedy.code, "       "), ""]
         if not lines[-1]:
             lines.pop()
@@ -64,7 +63,9 @@ def _table(patient: Patient, width: int) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     rest = max(24, width - sum(widths) - 10)
     lines = []
-    for row, evidence in zip(rows, ["evidence", *(s.evidence for s in patient.stages)], strict=True):
+    for row, evidence in zip(
+        rows, ["evidence", *(s.evidence for s in patient.stages)], strict=True
+    ):
         cells = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
         first, *more = textwrap.wrap(evidence, rest) or [""]
         lines.append(f"  {cells}  {first}".rstrip())

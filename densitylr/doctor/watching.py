@@ -21,7 +21,7 @@ from densitylr.doctor.source import Call
 from densitylr.gradients import without_gradient
 from densitylr.history import History
 from densitylr.monitor import DensityMonitor
-from densitylr.policy import LiftOff
+from densitylr.policy import LawState, LiftOff
 from densitylr.pretrained import pretrained_stages
 from densitylr.records import Diagnosis
 from densitylr.stages import Stage, find_stages
@@ -147,7 +147,9 @@ class Watch:
     def after_step(self, optimizer: Optimizer) -> None:
         """To be called after each step."""
         eyes = self._eyes
-        if eyes is None or self._lead is None or self._lead() is not optimizer:
+        if self._lead is None:  # the model was found in the midst of this step
+            self._lead = weakref.ref(optimizer)
+        if eyes is None or self._lead() is not optimizer:
             return
         self.steps += 1
         every = EVERY // 2 if self.steps < EARLY else EVERY
@@ -209,27 +211,37 @@ class Watch:
             return
         if not closure:
             reading = without_gradient(reading, self.stages)
-        rates, ceiling = self._rates()
-        self._state, decisions = self._law.decide(self._state, reading, rates, ceiling)
+        rates, kinds = self._rates()
+        decisions = []
+        state = dict(self._state.stages)
+        for kind in dict.fromkeys(kinds.values()):  # a rate of Adam says nothing about one of SGD
+            own = {name: rates[name] for name, other in kinds.items() if other == kind}
+            part = LawState({name: stage for name, stage in state.items() if name in own})
+            after, taken = self._law.decide(part, reading, own, max(own.values()))
+            state.update(after.stages)
+            decisions += taken
+        self._state = LawState(state)
         self.history.record(reading, rates, dict.fromkeys(self.stages, 1.0), decisions)
         for name, stage in self._state.stages.items():
             if stage.lifted:
                 eyes.let_twin_go(name)
 
-    def _rates(self) -> tuple[dict[str, float], float]:
-        """The largest rate in each stage, 0 where no optimizer holds it; the largest of all."""
-        by_parameter: dict[int, float] = {}
-        ceiling = 0.0
+    def _rates(self) -> tuple[dict[str, float], dict[str, str]]:
+        """The largest rate in each stage, 0 where no optimizer holds it; and whose it is."""
+        known: dict[int, tuple[float, str]] = {}
         for optimizer in self.optimizers:  # a newer one takes over what an older one had
             for group in optimizer.param_groups:
-                rate = float(group["lr"])
-                ceiling = max(ceiling, rate)
-                by_parameter.update({id(p): rate for p in group["params"] if p.requires_grad})
-        rates = {
-            name: max((by_parameter.get(id(p), 0.0) for p in stage.parameters.values()), default=0)
+                rate = (float(group["lr"]), type(optimizer).__name__)
+                known.update((id(p), rate) for p in group["params"] if p.requires_grad)
+        best = {
+            name: max(
+                (known.get(id(p), (0.0, "")) for p in stage.parameters.values()), default=(0.0, "")
+            )
             for name, stage in self.stages.items()
         }
-        return rates, ceiling
+        return {n: rate for n, (rate, _) in best.items()}, {
+            n: kind for n, (_, kind) in best.items()
+        }
 
 
 class Controlled(Watch):
