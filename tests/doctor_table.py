@@ -7,6 +7,7 @@ the doctor, and what the doctor found.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SCRIPTS", "Example", "Run", "alone", "doctored", "environment"]
+__all__ = ["SCRIPTS", "Example", "Run", "alone", "doctored", "environment", "run"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,11 +65,16 @@ SCRIPTS = [
 
 @dataclass(frozen=True)
 class Run:
-    """A finished process: its exit code, the last line of its output, and what it said."""
+    """A finished process."""
 
     code: int
-    number: str
+    stdout: str
     stderr: str
+
+    @property
+    def number(self) -> str:
+        """The last line that it printed."""
+        return (self.stdout.splitlines() or [""])[-1]
 
     @property
     def words(self) -> dict[tuple[str, str], str]:
@@ -96,12 +102,11 @@ class Run:
 
 def environment() -> dict[str, str]:
     """One thread, and this checkout first on the path."""
-    import os
-
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(command: list[str], folder: Path) -> Run:
+    """Python with this command line, in a folder."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -110,8 +115,7 @@ def run(command: list[str], folder: Path) -> Run:
         text=True,
         timeout=300,
     )
-    lines = done.stdout.splitlines()
-    return Run(done.returncode, lines[-1] if lines else "", done.stderr)
+    return Run(done.returncode, done.stdout, done.stderr)
 
 
 def alone(example: Example, folder: Path, *arguments: str) -> Run:

@@ -67,7 +67,7 @@ def _remedies(
         return [Remedy(text, _each(watch, names, "{}.reset_parameters()"))]
     if word == "left out":
         name, where = _optimizer(watch.trainers[0]) if watch.trainers else ("optimizer", "")
-        add = f'{name}.add_param_group({{"params": {{}}.parameters()}})'
+        add = name + '.add_param_group({"params": {}.parameters()})'
         return [Remedy(f"hand its parameters to the optimizer, {where}", _each(watch, names, add))]
     text = (
         "if that is not meant: let it be trained, with a rate above 0 and a place in the optimizer"
@@ -142,12 +142,12 @@ def _rates(watch: Watch, ill: list[StageState], aim: str, rate: float) -> list[R
 
 
 def _each(watch: Watch, stages: list[str], act: str) -> str:
-    """The act for each weight layer of the stages, as a loop where there are several."""
+    """The act for each weight layer of the stages, in place of ``{}``; a loop for several."""
     layers = [layer for stage in stages for layer in watch.layers.get(stage, ())]
     if len(layers) == 1:
-        return act.format(f'{_model(watch)}.get_submodule("{layers[0]}")')
+        return act.replace("{}", f'{_model(watch)}.get_submodule("{layers[0]}")')
     listed = "\n".join(f'    "{layer}",' for layer in layers)
-    body = act.format(f"{_model(watch)}.get_submodule(name)")
+    body = act.replace("{}", f"{_model(watch)}.get_submodule(name)")
     return f"for name in (\n{listed}\n):\n    {body}"
 
 
