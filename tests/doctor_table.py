@@ -101,8 +101,8 @@ class Run:
 
 
 def environment() -> dict[str, str]:
-    """One thread, and this checkout first on the path."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """One thread, this checkout first on the path, and a terminal wide enough for any verdict."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
 
 
 def run(command: list[str], folder: Path) -> Run:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -72,6 +73,8 @@ class Finder:
             original(self, *args, **kwargs)
 
         Optimizer.__init__ = init  # type: ignore[method-assign]
+        # The hook is gone before anything is compiled; the script is not to hear of it.
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global")
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),

@@ -16,6 +16,9 @@ __all__ = ["sparkline", "text"]
 BLOCKS = "▁▂▃▄▅▆▇█"
 POINTS = 16
 
+NARROW = 30
+"""Characters beside the table below which the evidence goes under it."""
+
 
 def text(findings: Findings, width: int | None = None) -> str:
     """The whole diagnosis: one line a stage, then what to do, worst first.
@@ -24,8 +27,8 @@ def text(findings: Findings, width: int | None = None) -> str:
         findings: what was found.
         width: of the terminal, in characters. Default: that of the present one.
     """
-    width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
-    parts = [f"densitylr: {findings.headline}"]
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    parts = [textwrap.fill(f"densitylr: {findings.headline}", width)]
     parts += [_patient(patient, width) for patient in findings.patients]
     notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in findings.notes]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
@@ -42,11 +45,12 @@ def sparkline(values: Sequence[float] | np.ndarray, points: int = POINTS) -> str
 
 
 def _patient(patient: Patient, width: int) -> str:
-    lines = [f"{patient.title}: {patient.verdict}"]
+    lines = textwrap.wrap(f"{patient.title}: {patient.verdict}", width)
     if patient.stages:
         lines += ["", *_table(patient, width)]
     for number, advice in enumerate(patient.advice, 1):
-        lines += ["", f"{number}. {advice.word}: {', '.join(advice.stages)}"]
+        head = f"{number}. {advice.word}: {', '.join(advice.stages)}"
+        lines += ["", *textwrap.wrap(head, width, subsequent_indent="   ")]
         for remedy in advice.remedies:
             lines += textwrap.wrap(
                 f"{remedy.text}:", width, initial_indent="   ", subsequent_indent="   "
@@ -61,13 +65,17 @@ def _table(patient: Patient, width: int) -> list[str]:
     rows = [("stage", "state", "density", "rate")]
     rows += [(s.stage, s.word, sparkline(s.density), f"{s.rate:.1e}") for s in patient.stages]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    rest = max(24, width - sum(widths) - 10)
+    indent = sum(widths) + 10
+    beside = width - indent >= NARROW
     lines = []
-    for row, evidence in zip(
-        rows, ["evidence", *(s.evidence for s in patient.stages)], strict=True
-    ):
-        cells = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        first, *more = textwrap.wrap(evidence, rest) or [""]
-        lines.append(f"  {cells}  {first}".rstrip())
-        lines += [" " * (4 + sum(widths) + 6) + line for line in more]
+    evidences = ["evidence", *(s.evidence for s in patient.stages)]
+    for row, evidence in zip(rows, evidences, strict=True):
+        line = "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        if beside:
+            first, *more = textwrap.wrap(evidence, width - indent) or [""]
+            lines.append(f"{line}  {first}".rstrip())
+            lines += [" " * indent + rest for rest in more]
+        else:
+            lines.append(line.rstrip())
+            lines += textwrap.wrap(evidence, width, initial_indent="    ", subsequent_indent="    ")
     return lines
