@@ -24,6 +24,7 @@ class Patient:
         stages: the state of each stage, in the model's order.
         advice: what to do, worst first.
         history: all readings.
+        acting: whether a `DensityLR` carried out the decisions in it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Patient:
     stages: list[StageState]
     advice: list[Advice]
     history: History
+    acting: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,13 @@ def _patient(watch: Watch) -> Patient:
     mode = f", DensityLR in mode {watch.mode!r}" if watch.acting else ""
     title = f"{watch.name}{kind}, {steps} of {kinds}{mode}"
     return Patient(
-        watch.name, title, verdict(watch, found), found, advise(watch, found), watch.history
+        watch.name,
+        title,
+        verdict(watch, found),
+        found,
+        advise(watch, found),
+        watch.history,
+        watch.acting,
     )
 
 

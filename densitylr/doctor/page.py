@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from densitylr.doctor.advice import Advice
 from densitylr.doctor.findings import Findings, Patient
 from densitylr.doctor.states import FINE, ILL, StageState
+from densitylr.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["page"]
 
@@ -34,7 +39,8 @@ p { margin: .4rem 0; } .soft { color: var(--soft); } .verdict { font-size: 1.1re
   .stage p { grid-column: 1 / -1; margin: 0; } }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
   padding: .7rem .9rem; overflow-x: auto; font: .9rem/1.45 ui-monospace, monospace; }
-img { width: 100%; background: #fff; border-radius: .4rem; margin: 1rem 0; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+img { width: 100%; min-width: 34rem; background: #fff; border-radius: .4rem; }
 """
 
 
@@ -118,14 +124,25 @@ def _pictures(patient: Patient) -> str:
             '<p class="soft">Without matplotlib there are no pictures: '
             "<code>pip install 'densitylr[doctor]'</code></p>"
         )
-    figure = plots.overview(patient.history)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    data = base64.b64encode(file.getvalue()).decode()
-    return (
-        f'<img alt="Densities of all stages over training, with near-zero density and rates" '
-        f'src="data:image/png;base64,{data}">'
+    history = patient.history
+    draw: list[Callable[[History], Figure]] = [plots.density_heatmaps, plots.near_zero]
+    if patient.acting:
+        draw.append(plots.rates)
+    else:  # nobody carried the decisions out: a mark for them would tell of what never was
+        history = History(history.budget)
+        for reading, own, scales in patient.history.observations():
+            history.record(reading, own, scales)
+    return "".join(
+        f'<div class="wide"><img alt="{escape(function.__doc__ or "").partition(chr(10))[0]}" '
+        f'src="data:image/png;base64,{_png(function(history))}"></div>'
+        for function in draw
     )
+
+
+def _png(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _tone(state: StageState) -> str:
