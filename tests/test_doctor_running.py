@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -153,6 +155,32 @@ def test_a_second_rank_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("print('rank')\n")
     seen = python("-m", "densitylr", "script.py", folder=tmp_path, RANK="1")
     assert (seen.stdout, seen.stderr) == ("rank\n", "")
+
+
+def test_a_live_table_needs_a_terminal_and_leaves_the_output_alone(tmp_path: Path) -> None:
+    pytest.importorskip("rich")
+    pty = pytest.importorskip("pty")
+    (tmp_path / "script.py").write_text(TRAINING)
+    own, seen = compared(tmp_path, "script.py")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "densitylr", "--live", "script.py"],
+        cwd=tmp_path,
+        env={**environment(), "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    ) as live:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):  # which is how a terminal says that nobody is left
+            while part := os.read(ours, 4096):
+                drawn += part
+        assert live.stdout is not None
+        assert live.stdout.read() == own.stdout
+    os.close(ours)
+    assert b"density" in drawn.split(b"densitylr: python")[0]
+    assert "model" not in seen.stderr.split("densitylr: python")[0]
 
 
 def test_help_has_examples() -> None:

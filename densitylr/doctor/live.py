@@ -35,7 +35,12 @@ class LiveTable:
         from rich.live import Live
 
         self.finder = finder
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._live = Live(
+            console=Console(stderr=True),
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else what the script prints goes elsewhere
+        )
         self._drawn = 0.0
 
     @staticmethod
@@ -58,6 +63,7 @@ class LiveTable:
         self._live.stop()
 
     def _table(self) -> Table:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
@@ -65,11 +71,11 @@ class LiveTable:
             table.add_column(name, no_wrap=True)
         for watch in self.finder.watches:
             for number, state in enumerate(states(watch)):
-                first = (watch.name, str(watch.steps)) if not number else ("", "")
+                first = (escape(watch.name), str(watch.steps)) if not number else ("", "")
                 colour = "red" if state.word in ILL else "green" if state.word in FINE else "yellow"
                 table.add_row(
                     *first,
-                    state.stage,
+                    escape(state.stage),
                     f"[{colour}]{state.word}[/]",
                     sparkline(state.density),
                     f"{state.rate:.1e}",
