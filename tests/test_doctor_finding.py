@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import types
 import weakref
 from collections.abc import Iterator
 
@@ -249,6 +251,15 @@ def test_parameters_of_no_module(finder: Finder) -> None:
     assert "no model could be watched" in found.headline
 
 
+def test_what_is_no_torch_optimizer_is_said_to_be_none(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "fastai.optimizer", raising=False)
+    assert "made no torch optimizer" in findings(finder, "python x.py", "").headline
+    monkeypatch.setitem(sys.modules, "fastai.optimizer", types.ModuleType("fastai.optimizer"))
+    assert "OptimWrapper" in findings(finder, "python x.py", "").headline
+
+
 def test_a_probe_that_fails_ends_the_watching_and_not_the_training(
     finder: Finder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,7 +357,7 @@ def test_the_page_stands_alone(finder: Finder, monkeypatch: pytest.MonkeyPatch) 
     assert html.count('class="stage"') == 3
     for advice in found.patients[0].advice:
         assert f"{advice.word}: {', '.join(advice.stages)}" in html
-    monkeypatch.setitem(__import__("sys").modules, "densitylr.plots", None)
+    monkeypatch.setitem(sys.modules, "densitylr.plots", None)
     monkeypatch.delattr("densitylr.plots", raising=False)
     assert "Without matplotlib there are no pictures" in page(
         found, {found.patients[0].name: "history.npz"}

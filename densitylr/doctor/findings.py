@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from densitylr.doctor.advice import Advice, advise
@@ -88,6 +89,11 @@ def _why_none(finder: Finder) -> str:
         return "no model could be watched"
     if finder.made:
         return "its optimizer took no step in this process"
+    if "fastai.optimizer" in sys.modules:
+        return (
+            "fastai's own optimizers are no torch.optim.Optimizer and cannot be followed: give the "
+            "Learner opt_func=partial(OptimWrapper, opt=torch.optim.Adam)"
+        )
     return (
         "it made no torch optimizer in this process (what is trained in child processes, or by "
         "an optimizer that is not a torch.optim.Optimizer, is not seen)"
