@@ -1,0 +1,8 @@
+"""The doctor: run somebody's training script as it is, and say what is wrong with the network.
+
+``python -m densitylr train.py --its --own --arguments`` runs the script, watches its models
+learn without touching a number, and ends with a diagnosis: which stages learn, which do not,
+on what evidence, and the lines that mend it.
+
+Nothing here may import torch before the script has done so.
+"""

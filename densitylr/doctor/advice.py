@@ -1,0 +1,165 @@
+"""What to do about a model's stages, worst first, with the lines to paste."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from densitylr.doctor.states import ILL, StageState
+from densitylr.doctor.watching import Trainer, Watch
+
+__all__ = ["Advice", "Remedy", "advise"]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One way to mend it: what to do, and the code that does it."""
+
+    text: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """About all stages of a model that are ill in the same way; the first remedy is the best."""
+
+    word: str
+    stages: tuple[str, ...]
+    remedies: tuple[Remedy, ...]
+
+
+def advise(watch: Watch, found: list[StageState]) -> list[Advice]:
+    """One `Advice` an illness, worst first, then what is slow or frozen; empty if all is well."""
+    advice = []
+    for word in (*ILL, "slow", "frozen"):
+        ill = [s for s in found if s.word == word]
+        if ill:
+            names = tuple(s.stage for s in ill)
+            advice.append(Advice(word, names, tuple(_remedies(watch, word, ill, found))))
+    return advice
+
+
+def _remedies(
+    watch: Watch, word: str, ill: list[StageState], found: list[StageState]
+) -> list[Remedy]:
+    names = [s.stage for s in ill]
+    if word in ("starved", "slow"):
+        return _starved(watch, ill, found)
+    if word == "hot":
+        return [
+            *_wrapped(watch, "let the network find the height of its rates", 'mode="warmup"'),
+            *_lower(watch, ill),
+        ]
+    if word in ("collapsed", "non-finite"):
+        clip = f"torch.nn.utils.clip_grad_norm_({_model(watch)}.parameters(), 1.0)"
+        return [
+            *_wrapped(watch, "go back to the last healthy state by itself", "recover=True"),
+            Remedy("or clip the gradients, right before the optimizer's step", clip),
+            *_lower(watch, ill),
+        ]
+    if word == "dead":
+        text = (
+            "no learning rate moves it, as units after it never fire: initialise the last dead "
+            "stage anew, before training"
+        )
+        return [Remedy(text, _each(watch, names[-1:], "{}.reset_parameters()"))]
+    if word == "bad gain":
+        text = "no learning rate mends a bad scale: initialise it anew, before training"
+        return [Remedy(text, _each(watch, names, "{}.reset_parameters()"))]
+    if word == "left out":
+        name, where = _optimizer(watch.trainers[0]) if watch.trainers else ("optimizer", "")
+        add = name + '.add_param_group({"params": {}.parameters()})'
+        return [Remedy(f"hand its parameters to the optimizer, {where}", _each(watch, names, add))]
+    text = (
+        "if that is not meant: let it be trained, with a rate above 0 and a place in the optimizer"
+    )
+    return [Remedy(text, _each(watch, names, "{}.requires_grad_(True)"))]
+
+
+def _starved(watch: Watch, ill: list[StageState], found: list[StageState]) -> list[Remedy]:
+    low = [s for s in ill if s.rate < max(t.rate for t in found)]
+    one = len(watch.trainers) == 1
+    if low and one:
+        return [
+            *_wrapped(watch, "let the density run the rates", ""),
+            *_rates(watch, low, "or give it the largest of your rates", max(t.rate for t in found)),
+        ]
+    return [
+        *_wrapped(watch, "its rate is too low: let the network find it", 'mode="free"'),
+        *_rates(watch, ill, f"{'or ' * one}try a hundred times the rate", ill[0].rate * 100),
+    ]
+
+
+def _lower(watch: Watch, ill: list[StageState]) -> list[Remedy]:
+    return _rates(watch, ill, "or try a tenth of the rate", min(s.rate for s in ill) / 10)
+
+
+def _wrapped(watch: Watch, aim: str, option: str) -> list[Remedy]:
+    """`DensityLR` around the optimizer, where the script makes it; it takes no more than one."""
+    if len(watch.trainers) != 1:
+        return []
+    arguments = ", ".join(filter(None, ("{}", _model(watch), option)))
+    head = "from densitylr import DensityLR\n"
+    made = watch.trainers[0].made
+    if made is not None and made.assigned:
+        code = f"{head}{made.assigned} = DensityLR({arguments.format(made.assigned)})"
+        return [Remedy(f"{aim}, after {made}", code)]
+    if made is not None and made.text:
+        if made.within.partition(".")[0] == watch.kind:  # as in a LightningModule
+            arguments = ", ".join(filter(None, ("{}", "self", option)))
+        text = arguments.replace("{}", made.text, 1)
+        return [Remedy(f"{aim}, in place of the optimizer at {made}", f"{head}DensityLR({text})")]
+    by = f"; {made} has a library make it" if made is not None else ""
+    return [
+        Remedy(
+            f"{aim}: make the optimizer yourself, and hand this over in its place{by}",
+            f"{head}optimizer = DensityLR({arguments.format('optimizer')})",
+        )
+    ]
+
+
+def _rates(watch: Watch, ill: list[StageState], aim: str, rate: float) -> list[Remedy]:
+    """Another rate for the parameter groups of these stages, one remedy an optimizer."""
+    found = []
+    for trainer in watch.trainers:
+        groups = sorted({i for s in ill for i in trainer.groups.get(s.stage, ())})
+        if not groups:
+            continue
+        name, where = _optimizer(trainer)
+        was = ", ".join(sorted({f"{s.rate:.1e}" for s in ill}))
+        if len(groups) == 1:
+            code = f'{name}.param_groups[{groups[0]}]["lr"] = {rate:.3g}  # {was} so far'
+        else:
+            code = (
+                f"for i in ({', '.join(map(str, groups))}):\n"
+                f'    {name}.param_groups[i]["lr"] = {rate:.3g}  # {was} so far'
+            )
+        if trainer.made is not None and trainer.made.text and not trainer.made.assigned:
+            numbers = ", ".join(map(str, groups))
+            where = f"in the groups that {trainer.made} hands over"
+            code = f'{{"params": …, "lr": {rate:.3g}}}  # group {numbers}, {was} so far'
+        found.append(Remedy(f"{aim}, {where}", code))
+    return found
+
+
+def _each(watch: Watch, stages: list[str], act: str) -> str:
+    """The act for each weight layer of the stages, in place of ``{}``; a loop for several."""
+    layers = [layer for stage in stages for layer in watch.layers.get(stage, ())]
+    if len(layers) == 1:
+        return act.replace("{}", f'{_model(watch)}.get_submodule("{layers[0]}")')
+    listed = "\n".join(f'    "{layer}",' for layer in layers)
+    body = act.replace("{}", f"{_model(watch)}.get_submodule(name)")
+    return f"for name in (\n{listed}\n):\n    {body}"
+
+
+def _model(watch: Watch) -> str:
+    """What the script calls the model, where it is an expression; else ``model``."""
+    direct = watch.called is not None and watch.called.function == watch.name
+    return watch.name if direct else "model"
+
+
+def _optimizer(trainer: Trainer) -> tuple[str, str]:
+    """What the script calls it, and where to write something about it."""
+    made = trainer.made
+    if made is None:
+        return "optimizer", "after it is made"
+    return made.assigned or "optimizer", f"after {made}"

@@ -1,0 +1,58 @@
+"""``python -m tests.doctor_docs``: fill docs/doctor.md with what the doctor says now."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.doctor_table import ROOT, environment
+
+__all__ = ["DOCUMENT", "filled"]
+
+DOCUMENT = ROOT / "docs" / "doctor.md"
+COMMANDS = {
+    "ill": ["train.py", "--ill"],
+    "healthy": ["train.py"],
+    "compare": ["--compare", "train.py", "--ill"],
+}
+
+
+def said(name: str) -> str:
+    """What is printed on stderr, from a folder with the example script as ``train.py``."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(ROOT / "examples" / "scripts" / "plain_loop.py", Path(folder) / "train.py")
+        done = subprocess.run(
+            [sys.executable, "-m", "densitylr", *COMMANDS[name]],
+            cwd=folder,
+            env={**environment(), "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        text = done.stderr.replace(str(Path(folder).resolve()) + "/", "")
+    if name == "compare":  # what each run says of itself has been shown
+        text = text[text.index("densitylr: two runs") :]
+    command = " ".join(["python -m densitylr", *COMMANDS[name]])
+    return f"```\n$ {command}\n{text.strip()}\n```"
+
+
+def filled(document: str) -> str:
+    """The document with every block replaced by what is printed now."""
+    for name in COMMANDS:
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        if len(re.findall(pattern, document, re.DOTALL)) != 1:
+            raise ValueError(f"the document must have one block named {name!r}")
+        text = said(name)
+        document = re.sub(
+            pattern, lambda m, text=text: m[1] + text + m[2], document, flags=re.DOTALL
+        )
+    return document
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
