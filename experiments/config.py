@@ -63,6 +63,9 @@ class StudyConfig:
     treated: str | None = None
     harmless: str | None = None
     smallest_effect: float = 0.005
+    written: str | None = None  # the day, ISO 8601
+    target: float = 0.95  # share of the reference's accuracy: steps to it are counted
+    tuning_seeds: list[int] = field(default_factory=list)  # chose the fixed rate, nothing else
 
 
 @dataclass
