@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.comparison import HIGHER_IS_BETTER, Bench
 from experiments.declaration import LABELS
-from experiments.grid import Point, Tuning, by_rate, by_ratio, tuning, width
+from experiments.grid import Point, Tuning, by_rate, by_ratio, tuning, untuned, width
 from experiments.report_charts import sensitivity
 
 __all__ = ["WITHIN", "Row", "fairness", "tuned_sentence", "width_words"]
@@ -39,13 +39,14 @@ def fairness(bench: Bench, arms: Sequence[str], rivals: Mapping[str, float]) -> 
     metric = bench.study.primary
     higher = metric in HIGHER_IS_BETTER
     label = LABELS[metric]
-    points = by_rate(bench.every, metric)
+    runs = untuned(bench.every, bench.study)
+    points = by_rate(runs, metric)
     means = [p.mean for own in points.values() for p in own]
     best = (max if higher else min)(means, default=math.nan)
     rates = sorted({p.at for own in points.values() for p in own})
     ratios = {
         arm: own
-        for arm, own in by_ratio(bench.every, metric, bench.rate).items()
+        for arm, own in by_ratio(runs, metric, bench.rate).items()
         if len({p.at for p in own}) > 1
     }
     return {

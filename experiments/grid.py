@@ -16,7 +16,7 @@ import numpy as np
 from experiments.declaration import Study
 from experiments.run import Run
 
-__all__ = ["Point", "Tuning", "by_rate", "by_ratio", "settle", "tuning", "width"]
+__all__ = ["Point", "Tuning", "by_rate", "by_ratio", "settle", "tuning", "untuned", "width"]
 
 _WORST = {"accuracy": 0.0, "macro_f1": 0.0}  # what a run without a value counts as
 
@@ -77,6 +77,16 @@ def settle(runs: Sequence[Run], study: Study) -> tuple[list[Run], list[Run]]:
     kept = [r for r in here if r.ratio in (ratios[r.arm.split("/")[0]], None)]
     chosen = {id(r) for r in kept}
     return kept, [r for r in runs if id(r) not in chosen]
+
+
+def untuned(runs: Sequence[Run], study: Study) -> list[Run]:
+    """The runs without those on tuning seeds, where an arm has others at the same setting."""
+    judged = {(r.arm, r.rate, r.ratio) for r in runs if r.seed not in study.tuning_seeds}
+    return [
+        r
+        for r in runs
+        if r.seed not in study.tuning_seeds or (r.arm, r.rate, r.ratio) not in judged
+    ]
 
 
 def by_rate(runs: Sequence[Run], metric: str) -> dict[str, list[Point]]:

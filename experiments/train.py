@@ -34,6 +34,7 @@ from densitylr import DensityLR, DensityMonitor, find_stages
 from experiments.arms import build_model, build_optimizer, controlled, profile_rates
 from experiments.config import Config, arm_name, check, register
 from experiments.data import load
+from experiments.gauntlet.rivals import RIVALS, rival
 from experiments.loop import Row, fingerprint, train
 from experiments.results import COLUMNS, read_run
 
@@ -63,7 +64,10 @@ def execute(config: Config, folder: Path) -> dict[str, Any]:
     initial = fingerprint(model)
     stages = find_stages(model)
     rates = profile_rates(config.profile, config.optimizer.lr, stages)
-    optimizer = build_optimizer(config.optimizer, rates, stages)
+    if config.optimizer.name in RIVALS:
+        optimizer = rival(config.optimizer.name, model)
+    else:
+        optimizer = build_optimizer(config.optimizer, rates, stages)
     optimizer = controlled(config.controller, optimizer, model)
     every = config.controller.every
     cosine = config.optimizer.schedule == "cosine"

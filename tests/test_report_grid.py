@@ -16,7 +16,7 @@ from test_report import words
 from experiments import report_sections
 from experiments.comparison import benches
 from experiments.declaration import Study, study_of, when
-from experiments.grid import Point, by_rate, width
+from experiments.grid import Point, by_rate, untuned, width
 from experiments.results import find_runs
 from experiments.svg import Line, Mark, chart, stage_colours
 from experiments.targets import reached
@@ -53,6 +53,14 @@ def test_a_rate_that_tuning_does_not_favour_is_pointed_out(tmp_path: Path) -> No
     text = words(tmp_path)
     assert "at 0.1, the end of the grid, so a better rate may lie beyond it" in text
     assert "Compared is 0.01: not the rate that tuning favours." in text
+
+
+def test_tuning_runs_count_in_a_curve_only_where_there_are_no_others(tmp_path: Path) -> None:
+    fake_run(tmp_path, "geometric/fixed", 0, 0.8, study=TUNED)
+    tune(tmp_path, {0.01: 0.9, 0.1: 0.5})
+    runs = find_runs([tmp_path])
+    points = by_rate(untuned(runs, study_of(runs)[0]), "accuracy")["geometric/fixed"]
+    assert [(p.at, p.seeds) for p in points] == [(0.01, (0,)), (0.1, (100, 101))]
 
 
 def test_without_tuning_the_report_says_what_that_leaves_open(tmp_path: Path) -> None:
