@@ -265,9 +265,10 @@ class Bench:
 
     def _remarks(self, arms: Sequence[str]) -> list[str]:
         metric = LABELS[self.study.primary]
-        notes = []
+        known = {run.arm for run in self.runs}
+        notes = [f"{arm} was run under no seed." for arm in arms if arm not in known]
         for seed in self.seeds:
-            for arm in arms:
+            for arm in (a for a in arms if a in known):
                 value = self.value(arm, seed, self.study.primary)
                 status = self.status(arm, seed)
                 if value is None:

@@ -236,6 +236,14 @@ class TestAccounting:
         assert "Seed 2 is not in the mean: geometric/fixed failed" in text
         assert "n = 2 seeds" in text
 
+    def test_an_arm_that_was_never_run_is_said_once(self, tmp_path: Path) -> None:
+        for seed in range(5):
+            fake_run(tmp_path, "flat/fixed", seed)
+        text = words(tmp_path)
+        assert text.count("geometric/repair was run under no seed.") == 1
+        assert "No seed has a value of accuracy for both" in text
+        assert "is not in the mean" not in text
+
     def test_a_second_outcome_of_a_seed_is_set_aside_and_named(self, tmp_path: Path) -> None:
         fake_sweep(tmp_path / "a", seeds=2)
         fake_run(tmp_path / "b", "flat/fixed", 0)
