@@ -14,12 +14,17 @@ from torch.optim import Optimizer
 from densitylr import Decision, DensityLR, Reading, Stage, find_stages
 from densitylr.policy import LawState, StageState
 from experiments.config import ControllerConfig, ModelConfig, OptimizerConfig, ProfileConfig
+from experiments.fresh import mlp, reader
 
 __all__ = ["UpdateRatio", "build_model", "build_optimizer", "controlled", "profile_rates"]
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """torchvision's ResNet-18 from scratch, ten classes, for images of one channel."""
+    """torchvision's ResNet-18 from scratch, ten classes, for images of one channel; or the network
+    of a fresh task.
+    """
+    if config.name != "resnet18":
+        return mlp() if config.name == "mlp" else reader()
     planes = max(1, round(64 * config.width))
     model = torchvision.models.resnet18(weights=None, num_classes=10)
     if planes != 64:

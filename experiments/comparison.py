@@ -1,7 +1,8 @@
 """Arms against each other, seed by seed: which to compare, by what, and what came out.
 
-One `Bench` holds the runs of one optimizer. A `Contrast` sets a controlled arm against the one
-with the same learning rates and no controller, with the reference arm as what was possible.
+One `Bench` holds the runs of one optimizer on one task. A `Contrast` sets a controlled arm
+against the one with the same learning rates and no controller, with the reference arm as what
+was possible.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.declaration import LABELS, Study
-from experiments.results import STATUSES, Run
+from experiments.grid import settle
+from experiments.run import STATUSES, Run
 from experiments.stats import (
     Estimate,
     Gap,
@@ -27,7 +29,6 @@ from experiments.stats import (
 __all__ = ["HIGHER_IS_BETTER", "Bench", "Contrast", "Effect", "benches"]
 
 HIGHER_IS_BETTER = ("accuracy", "macro_f1")
-TARGET_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,15 @@ class Contrast:
 
 @dataclass
 class Bench:
-    """The runs of one optimizer.
+    """The runs of one optimizer on one task.
 
     Attributes:
-        optimizer: its name.
+        optimizer: its name, with the task where there are several.
         study: what was declared.
-        runs: all of them, mishaps included.
+        every: all of its runs, mishaps included.
+        runs: those at the rate and the ratios that are compared.
+        others: those at other ones, or on tuning seeds.
+        rate: the compared one; None if unknown.
         arms: names, the declared ones first.
         seeds: every seed seen in any arm: what was planned.
         table: outcomes by arm and seed.
@@ -93,7 +97,10 @@ class Bench:
 
     optimizer: str
     study: Study
-    runs: list[Run]
+    every: list[Run]
+    runs: list[Run] = field(init=False)
+    others: list[Run] = field(init=False)
+    rate: float | None = field(init=False)
     arms: list[str] = field(init=False)
     seeds: list[int] = field(init=False)
     table: dict[tuple[str, int], Run] = field(init=False)
@@ -101,6 +108,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         study = self.study
+        self.runs, self.others = settle(self.every, study)
+        self.rate = next((run.rate for run in self.runs if run.rate is not None), None)
         seen = {run.arm for run in self.runs if run.arm}
         named = (study.reference, study.baseline, study.treated, study.harmless)
         self.arms = [a for a in dict.fromkeys(named) if a and a in seen]
@@ -110,7 +119,7 @@ class Bench:
             (run.arm, run.seed): run for run in self.runs if run.counts and run.seed is not None
         }
         values = [v for s in self.seeds if (v := self.value(study.reference, s, "accuracy"))]
-        self.target = TARGET_SHARE * float(np.mean(values)) if values else None
+        self.target = study.target * float(np.mean(values)) if values else None
 
     def value(self, arm: str, seed: int, metric: str) -> float | None:
         """Final value of a metric, or None; ``"steps"`` is the step that reached the target."""
@@ -121,8 +130,7 @@ class Bench:
 
     def status(self, arm: str, seed: int) -> str:
         """Status of the outcome of an arm and seed; empty where there is none."""
-        run = self.table.get((arm, seed))
-        return run.status if run else ""
+        return run.status if (run := self.table.get((arm, seed))) else ""
 
     def steps_to_target(self, run: Run) -> tuple[float | None, bool]:
         """First evaluated step at the target; the last step and True where it was never reached."""
@@ -139,11 +147,15 @@ class Bench:
             runs = [run for run in self.runs if run.arm == arm]
             if not arm and not runs:
                 continue
-            counts = {status: sum(run.status == status for run in runs) for status in STATUSES}
+            counts = _statuses(runs)
             started = {run.seed for run in runs}
             counts["planned"] = len(self.seeds) if arm else 0
             counts["missing"] = sum(seed not in started for seed in self.seeds) if arm else 0
             rows.append((arm or "unknown arm", counts))
+        for arm in sorted({run.arm for run in self.others}):
+            counts = _statuses([run for run in self.others if run.arm == arm])
+            counts |= {"planned": sum(counts.values()) - counts["duplicate"], "missing": 0}
+            rows.append((f"{arm}, other rates or tuning", counts))
         return rows
 
     def contrasts(self) -> list[Contrast]:
@@ -176,7 +188,7 @@ class Bench:
         return answers[0], answers[1]
 
     def _contrast(self, treated: str, baseline: str, declared: bool) -> Contrast:
-        study = self.study
+        study, label = self.study, LABELS[self.study.primary]
         metrics = [study.primary, *(m for m in LABELS if m != study.primary)]
         effects = [self._effect(treated, baseline, metric) for metric in metrics]
         tested = [i for i, e in enumerate(effects) if i and e.p is not None]
@@ -192,13 +204,7 @@ class Bench:
             effects,
             self._gap(treated, baseline),
             *self._identical(treated, baseline),
-            verdict(
-                treated,
-                baseline,
-                LABELS[study.primary],
-                effects[0].difference,
-                study.smallest_effect,
-            ),
+            verdict(treated, baseline, label, effects[0].difference, study.smallest_effect),
             self._remarks((treated, baseline)),
         )
 
@@ -218,7 +224,7 @@ class Bench:
                 if late:
                     notes.append(
                         f"{late} of {len(pairs)} runs of {arm} never reached the target and enter "
-                        "with their last step: their true number is larger"
+                        "with their last step: the means are of the steps within this budget"
                     )
         if len(pairs) > 1 and difference.low == difference.high and difference.effect:
             notes.append("all differences are equal, so the interval has no width")
@@ -259,9 +265,10 @@ class Bench:
 
     def _remarks(self, arms: Sequence[str]) -> list[str]:
         metric = LABELS[self.study.primary]
-        notes = []
+        known = {run.arm for run in self.runs}
+        notes = [f"{arm} was run under no seed." for arm in arms if arm not in known]
         for seed in self.seeds:
-            for arm in arms:
+            for arm in (a for a in arms if a in known):
                 value = self.value(arm, seed, self.study.primary)
                 status = self.status(arm, seed)
                 if value is None:
@@ -274,7 +281,20 @@ class Bench:
         return notes
 
 
+def _statuses(runs: Sequence[Run]) -> dict[str, int]:
+    return {status: sum(run.status == status for run in runs) for status in STATUSES}
+
+
 def benches(runs: Sequence[Run], study: Study) -> list[Bench]:
-    """The runs by optimizer; those of which not even that is known belong to none."""
-    names = sorted({run.optimizer for run in runs if run.optimizer})
-    return [Bench(name, study, [r for r in runs if r.optimizer == name]) for name in names]
+    """The runs by task and optimizer; those of which not even that is known belong to none."""
+    tasks = sorted({run.task for run in runs if run.optimizer and run.task})
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.optimizer:
+            task = run.task or (tasks[0] if len(tasks) == 1 else "")
+            found.setdefault((run.optimizer, task), []).append(run)
+    several = len({task for _, task in found}) > 1
+    return [
+        Bench(f"{name}, {task or 'unknown task'}" if several else name, study, found[name, task])
+        for name, task in sorted(found)
+    ]

@@ -9,26 +9,28 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from densitylr.policy import MODES
+from experiments.gauntlet.rivals import RIVALS
 
 __all__ = ["Config", "arm_name", "check", "register"]
 
 
 @dataclass
 class DataConfig:
-    name: str = MISSING  # mnist-sample | mnist
+    name: str = MISSING  # mnist-sample | mnist | digits | brackets
     root: str = "data"
     batch_size: int = 64
+    holdout: float = 0.0  # share of the training set held out, and evaluated on (10,000 at most)
 
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING  # resnet18
+    name: str = MISSING  # resnet18 | mlp | reader
     width: float = 1.0  # share of the usual channels
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = MISSING  # sgd | adam | adamw
+    name: str = MISSING  # sgd | adam | adamw | a rival
     lr: float = MISSING
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -63,6 +65,9 @@ class StudyConfig:
     treated: str | None = None
     harmless: str | None = None
     smallest_effect: float = 0.005
+    written: str | None = None  # the day, ISO 8601
+    target: float = 0.95  # share of the reference's accuracy: steps to it are counted
+    tuning_seeds: list[int] = field(default_factory=list)  # chose the fixed rate, nothing else
 
 
 @dataclass
@@ -83,9 +88,9 @@ class Config:
 
 
 CHOICES = {
-    "data.name": ("mnist-sample", "mnist"),
-    "model.name": ("resnet18",),
-    "optimizer.name": ("sgd", "adam", "adamw"),
+    "data.name": ("mnist-sample", "mnist", "digits", "brackets"),
+    "model.name": ("resnet18", "mlp", "reader"),
+    "optimizer.name": ("sgd", "adam", "adamw", *RIVALS),
     "optimizer.schedule": ("constant", "cosine"),
     "profile.name": ("flat", "geometric", "slice", "one-stage", "random"),
     "controller.name": ("fixed", "density", "update-ratio"),
@@ -126,6 +131,13 @@ def check(config: Config) -> None:
         raise ValueError(f"max_steps must be positive or null, got {config.max_steps!r}")
     if not 0 < config.profile.ratio <= 1:
         raise ValueError(f"profile.ratio must be in (0, 1], got {config.profile.ratio!r}")
+    if not 0 <= config.data.holdout < 1:
+        raise ValueError(f"data.holdout must be in [0, 1), got {config.data.holdout!r}")
+    if config.optimizer.name in RIVALS and arm_name(config) != "flat/fixed":
+        raise ValueError(
+            f"optimizer.name={config.optimizer.name} chooses one rate for all stages by itself: "
+            f"it wants profile=flat controller=fixed, got {arm_name(config)}"
+        )
 
 
 def arm_name(config: Config) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 from experiments.config import DataConfig
+from experiments.fresh import brackets, digits
 
 __all__ = ["SAMPLE", "Dataset", "load"]
 
@@ -22,7 +23,9 @@ MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's training images, in 0 …
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images float32 ``[n, 1, 28, 28]``, standardised, and labels int64 ``[n]``."""
+    """Images float32 ``[n, 1, 28, 28]``, standardised (``[n, 1, 8, 8]`` of the digits; symbols
+    int64 ``[n, length]`` of the brackets), and labels int64 ``[n]``.
+    """
 
     train_x: Tensor
     train_y: Tensor
@@ -33,9 +36,25 @@ class Dataset:
 def load(config: DataConfig) -> Dataset:
     """Load the data that the config names.
 
+    With ``holdout`` that share of the training set, the same for every seed, is set aside, and
+    (at most 10,000 of) its images stand in for the test set, which is not touched.
+
     Raises:
         FileNotFoundError: there is no such data here and it cannot be downloaded.
     """
+    data = _load(config)
+    if not config.holdout:
+        return data
+    n = len(data.train_x)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    cut = n - round(config.holdout * n)
+    kept, held = order[:cut], order[cut : cut + 10_000]
+    return Dataset(data.train_x[kept], data.train_y[kept], data.train_x[held], data.train_y[held])
+
+
+def _load(config: DataConfig) -> Dataset:
+    if config.name in ("digits", "brackets"):
+        return Dataset(*(digits() if config.name == "digits" else brackets()))
     if config.name == "mnist-sample":
         with tempfile.TemporaryDirectory() as root:
             raw = Path(root) / "MNIST" / "raw"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.results import Run
 
-__all__ = ["LABELS", "Study", "discrepancies", "study_of"]
+__all__ = ["LABELS", "Study", "discrepancies", "study_of", "when"]
 
 LABELS = {
     "accuracy": "accuracy",
@@ -28,6 +29,9 @@ class Study:
         baseline, treated: the arms compared.
         harmless: the arm that must equal the reference.
         smallest_effect: the smallest difference of the primary metric that matters.
+        written: the day on which this was written, ISO 8601.
+        target: share of the reference's mean accuracy that counts as reached.
+        tuning_seeds: seeds that chose the fixed rate and are compared with nothing else.
     """
 
     title: str = "Controlled against fixed learning rates"
@@ -38,6 +42,9 @@ class Study:
     treated: str | None = None
     harmless: str | None = None
     smallest_effect: float | None = None
+    written: str | None = None
+    target: float = 0.95
+    tuning_seeds: tuple[int, ...] = ()
 
 
 def study_of(runs: Sequence[Run]) -> tuple[Study, list[str]]:
@@ -51,13 +58,42 @@ def study_of(runs: Sequence[Run]) -> tuple[Study, list[str]]:
     known = {k: v for k, v in found[0].items() if k in Study.__dataclass_fields__ and v is not None}
     if known.get("primary", "accuracy") not in LABELS:
         notes.append(f"The declared metric {known.pop('primary')!r} is unknown; accuracy is used.")
-    for name in known.keys() - {"smallest_effect"}:
+    numbers = {"smallest_effect": _positive, "target": _positive, "tuning_seeds": _seeds}
+    for name, read in numbers.items():
+        if name in known and (value := read(known.pop(name))) is not None:
+            known[name] = value
+    for name in known.keys() - numbers.keys():
         known[name] = str(known[name])
-    try:
-        known["smallest_effect"] = abs(float(known["smallest_effect"]))
-    except (KeyError, TypeError, ValueError):
-        known.pop("smallest_effect", None)
     return Study(**known), notes
+
+
+def when(study: Study, runs: Sequence[Run]) -> tuple[str, bool]:
+    """When the declaration was written, against the runs' own clocks, and whether that is amiss."""
+    began = sorted(run.started for run in runs if run.started)
+    first = f"the first run started {began[0]}" if began else "no run says when it started"
+    if study.written is None:
+        return f"When this was written is not recorded; {first}.", False
+    early = [at for at in began if at[:10] < study.written[:10]]
+    if early:
+        return (
+            f"Written {study.written}, but {len(early)} of {len(began)} runs started before that "
+            f"day, the first {began[0]}: for those it was no declaration.",
+            True,
+        )
+    return f"Written {study.written}; {first}.", False
+
+
+def _positive(value: object) -> float | None:
+    try:
+        number = abs(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < math.inf else None
+
+
+def _seeds(value: object) -> tuple[int, ...] | None:
+    seeds = value if isinstance(value, list) else []
+    return tuple(s for s in seeds if isinstance(s, int) and not isinstance(s, bool))
 
 
 def discrepancies(runs: Sequence[Run]) -> list[str]:

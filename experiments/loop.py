@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.data import Dataset
+from experiments.gauntlet.rivals import evaluation_mode
 
 __all__ = ["Outcome", "batches", "evaluate", "fingerprint", "train"]
 
@@ -76,6 +77,13 @@ def train(
             f"batch_size must be at most the {len(data.train_x)} training images, got {batch_size}"
         )
     outcome = Outcome()
+    # For a rival that is judged by other weights than it trains.
+    sample = data.train_x[: 50 * batch_size].split(batch_size)
+
+    def judged() -> Row:
+        with evaluation_mode(optimizer, sample):
+            return evaluate(model, data.test_x, data.test_y)
+
     digest = hashlib.sha256()
     model.train()
     for index in batches(len(data.train_x), batch_size, epochs, seed):
@@ -100,14 +108,14 @@ def train(
             "train_loss": None if outcome.diverged else value,
         }
         if outcome.steps % eval_every == 0 and not outcome.diverged:
-            row |= evaluate(model, data.test_x, data.test_y)
+            row |= judged()
         outcome.rows.append(row)
         tick(value)
         if outcome.diverged:
             break
     outcome.batch_hash = digest.hexdigest()
     if "accuracy" not in outcome.rows[-1]:
-        outcome.rows[-1] |= evaluate(model, data.test_x, data.test_y)
+        outcome.rows[-1] |= judged()
     last = outcome.rows[-1]
     outcome.final = {k: last[k] for k in ("accuracy", "macro_f1", "test_loss", "train_loss")}
     return outcome

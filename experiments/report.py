@@ -18,8 +18,10 @@ from pathlib import Path
 
 import jinja2
 
-from experiments.comparison import HIGHER_IS_BETTER, benches
-from experiments.declaration import LABELS, study_of
+from experiments.comparison import HIGHER_IS_BETTER, Bench, benches
+from experiments.declaration import LABELS, study_of, when
+from experiments.fairness import tuned_sentence, width_words
+from experiments.gauntlet.rivals import RIVALS
 from experiments.report_sections import gap_sentence, reading, same_sentence, section
 from experiments.results import METRICS, STATUSES, Run, find_runs
 from experiments.stats import signed
@@ -38,17 +40,23 @@ def render(runs: Sequence[Run], sources: Sequence[str] = ("FOLDER",)) -> str:
     """
     study, notes = study_of(runs)
     per_optimizer = benches(runs, study)
-    arms = list(dict.fromkeys(arm for bench in per_optimizer for arm in bench.arms))
-    placed = {id(run) for bench in per_optimizer for run in bench.runs}
+    known = [run.arm for bench in per_optimizer for run in bench.others if run.arm]
+    arms = list(dict.fromkeys([a for bench in per_optimizer for a in bench.arms] + sorted(known)))
+    placed = {id(run) for bench in per_optimizer for run in bench.every}
+    rivals = [bench for bench in per_optimizer if bench.every[0].optimizer in RIVALS]
+    compared = [bench for bench in per_optimizer if bench not in rivals]
     pages = environment()
     pages.globals.update(gap_sentence=gap_sentence, same_sentence=same_sentence, reading=reading)
+    pages.globals.update(tuned_sentence=tuned_sentence, width_words=width_words)
     commands = list(dict.fromkeys(run.command for run in runs if run.command))
     return pages.get_template("report.html.jinja").render(
         study=study,
         labels=LABELS,
         higher=HIGHER_IS_BETTER,
         notes=notes,
-        sections=[section(bench, arms) for bench in per_optimizer],
+        written=when(study, runs),
+        sections=[section(bench, arms, _levels(bench, rivals)) for bench in compared],
+        benches=per_optimizer,
         statuses=[s for s in STATUSES if s != "duplicate" or any(r.status == s for r in runs)],
         runs=runs,
         unplaced=[run for run in runs if id(run) not in placed],
@@ -59,6 +67,17 @@ def render(runs: Sequence[Run], sources: Sequence[str] = ("FOLDER",)) -> str:
         report_command=f"python -m experiments.report {' '.join(sources)}",
         csv=_csv_uri(runs),
     )
+
+
+def _levels(bench: Bench, rivals: Sequence[Bench]) -> dict[str, float]:
+    """Mean results of the rivals on the task of a bench."""
+    found = {}
+    for rival in rivals:
+        if rival.every[0].task == bench.every[0].task:
+            values = [v for run in rival.runs if (v := run.metric(bench.study.primary)) is not None]
+            if values:
+                found[rival.every[0].optimizer] = sum(values) / len(values)
+    return found
 
 
 def environment() -> jinja2.Environment:
@@ -105,6 +124,7 @@ def save(page: str, target: Path) -> None:
         dir=target.parent,
         prefix=f".{target.name}.",
         encoding="utf-8",
+        errors="replace",  # what a run says of itself may be no text at all
         newline="\n",
         delete=False,
     ) as file:
@@ -170,20 +190,26 @@ def _csv_uri(runs: Sequence[Run]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     hashes = ("initial", "batches", "final")
-    columns = ("run", "optimizer", "arm", "seed", "status", "reason", "steps", "train_seconds")
+    columns = ["run", "task", "optimizer", "rate", "arm", "ratio", "seed", "status", "reason"]
+    columns += ["started", "steps", "train_seconds"]
     table.writerow([*columns, *METRICS, *(f"{name}_hash" for name in hashes)])
     for run in runs:
         numbers = [run.train_seconds if math.isfinite(run.train_seconds) else ""]
         numbers += ["" if (v := run.final.get(m)) is None else v for m in METRICS]
         seed = "" if run.seed is None else run.seed
-        row = [run.label, run.optimizer, run.arm, seed, run.status, run.reason, run.steps, *numbers]
+        row = [run.label, run.task, run.optimizer, _csv(run.rate), run.arm, _csv(run.ratio), seed]
+        row += [run.status, run.reason, run.started, run.steps, *numbers]
         table.writerow([*row, *(run.hashes.get(name, "") for name in hashes)])
     return csv_uri(text.getvalue())
 
 
+def _csv(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
 def csv_uri(text: str) -> str:
     """Comma-separated values as something to download."""
-    data = base64.b64encode(text.encode()).decode("ascii")
+    data = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
     return f"data:text/csv;charset=utf-8;base64,{data}"
 
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.comparison import Bench, Contrast, Effect
 from experiments.declaration import LABELS, discrepancies
-from experiments.report_figures import Picture, curve, heatmaps, stage_lines
-from experiments.results import Run
+from experiments.fairness import fairness
+from experiments.report_charts import anchor, stage_lines, target_lines
+from experiments.report_figures import Picture, curve, heatmaps
+from experiments.run import Run
 from experiments.stats import signed
+from experiments.svg import Chart
+from experiments.targets import Reached, reached
 
 __all__ = ["gap_sentence", "reading", "same_sentence", "section"]
 
+_SHOWN = 4  # controlled arms whose rates are drawn
 _CURVES = (("accuracy", "test accuracy"), ("test_loss", "test loss"), ("train_loss", "train loss"))
 
 
-def section(bench: Bench, arms: Sequence[str]) -> dict[str, Any]:
+def section(bench: Bench, arms: Sequence[str], rivals: Mapping[str, float]) -> dict[str, Any]:
     """Everything the template shows of one optimizer.
 
     Args:
         bench: its runs.
         arms: all arms of the report, in the order of their colours.
+        rivals: mean results on this task of optimizers that have no rate to choose.
     """
     contrasts = bench.contrasts()
     primary = bench.study.primary
@@ -31,7 +37,7 @@ def section(bench: Bench, arms: Sequence[str]) -> dict[str, Any]:
             "seed": seed,
             "values": [(arm, bench.value(arm, seed, primary)) for arm in bench.arms],
             "difference": _difference(bench, contrasts, seed),
-            "start": bench.same_start(seed),
+            "start": list(zip(bench.same_start(seed), _hashes(bench, seed), strict=True)),
         }
         for seed in bench.seeds
     ]
@@ -42,15 +48,14 @@ def section(bench: Bench, arms: Sequence[str]) -> dict[str, Any]:
         for x in ("step", "seconds")
         if (picture := curve(by_arm, arms, x, y, label))
     ]
-    watched = _controlled(bench, contrasts)
-    seed = watched.seed if watched else next(iter(bench.seeds), None)
+    watched = [_watch(run, bench) for run in _controlled(bench, contrasts)]
+    seed = watched[0]["run"].seed if watched else next(iter(bench.seeds), None)
     return {
         "bench": bench,
         "contrasts": contrasts,
         "seeds": seeds,
         "curves": curves,
         "watched": watched,
-        "stages": _stage_pictures(watched) if watched else [],
         "diagnoses": [
             (arm, diagnosis)
             for arm in bench.arms
@@ -59,30 +64,69 @@ def section(bench: Bench, arms: Sequence[str]) -> dict[str, Any]:
         ],
         "diagnosed_seed": seed,
         "heatmap": _heatmap(bench, contrasts),
+        "targets": (targets := _targets(bench)),
+        "target_chart": target_lines(targets, arms, f"accuracy {bench.target:.4f}")
+        if targets and bench.target is not None
+        else None,
+        "fairness": fairness(bench, arms, rivals),
         "cost": _cost(bench),
         "discrepancies": discrepancies(list(bench.table.values())),
     }
 
 
-def _controlled(bench: Bench, contrasts: Sequence[Contrast]) -> Run | None:
-    """The run whose rates are shown: the first seed of the main treated arm."""
+def _hashes(bench: Bench, seed: int) -> tuple[str, str]:
+    """The first digits of the seed's initial weights and batches, one for every different one."""
+    runs = [run for arm in bench.arms if (run := bench.table.get((arm, seed)))]
+    return tuple(  # type: ignore[return-value]
+        " ".join(dict.fromkeys(h[:8] for run in runs if (h := run.hashes.get(kind))))
+        for kind in ("initial", "batches")
+    )
+
+
+def _controlled(bench: Bench, contrasts: Sequence[Contrast]) -> list[Run]:
+    """The runs whose rates are shown: of each controlled arm, the main one first, the first seed
+    that has a history.
+    """
     controlled = [arm for arm in bench.arms if not arm.endswith("/fixed")]
+    found = []
     for arm in dict.fromkeys([*(contrast.treated for contrast in contrasts), *controlled]):
-        for seed in bench.seeds:
-            run = bench.table.get((arm, seed))
-            if run is not None and run.history is not None and len(run.history):
-                return run
-    return None
+        own = (bench.table.get((arm, seed)) for seed in bench.seeds)
+        if run := next((run for run in own if run is not None and run.readings), None):
+            found.append(run)
+    return found[:_SHOWN]
 
 
-def _stage_pictures(run: Run) -> list[Picture]:
+def _watch(run: Run, bench: Bench) -> dict[str, Any]:
     wanted = (
         ("effective", "learning rate in force", True, None),
         ("scale", "factor on the user's rate", True, None),
         ("near_zero", "near-zero share of the outputs", False, None),
         ("displacement", "displacement |ln(z / z untrained)|", False, 0.1),
     )
-    return [picture for w in wanted if (picture := stage_lines(run, *w))]
+    charts: list[Chart] = [c for w in wanted if (c := stage_lines(run, bench.optimizer, *w))]
+    return {
+        "run": run,
+        "charts": charts,
+        "decisions": [
+            (anchor(bench.optimizer, run, number), decision)
+            for number, decision in enumerate(run.history.decisions if run.history else [])
+        ],
+    }
+
+
+def _targets(bench: Bench) -> list[Reached]:
+    found = []
+    for arm in bench.arms:
+        outcomes = [
+            (steps, late)
+            for seed in bench.seeds
+            if (run := bench.table.get((arm, seed)))
+            for steps, late in [bench.steps_to_target(run)]
+            if steps is not None
+        ]
+        if outcomes:
+            found.append(reached(arm, outcomes))
+    return found
 
 
 def _heatmap(bench: Bench, contrasts: Sequence[Contrast]) -> Picture | None:
@@ -92,7 +136,7 @@ def _heatmap(bench: Bench, contrasts: Sequence[Contrast]) -> Picture | None:
 
     def seen(seed: int) -> list[Run]:
         runs = [run for arm in arms if (run := bench.table.get((arm, seed)))]
-        return [run for run in runs if run.history is not None and len(run.history)]
+        return [run for run in runs if run.readings]
 
     best = max(bench.seeds, key=lambda seed: len(seen(seed)), default=None)  # the first of equals
     return heatmaps(seen(best)) if best is not None else None

@@ -190,7 +190,8 @@ def verdict(
     """
     n = estimate.n
     if n == 0:
-        return f"No seed has a {metric} for both {treated} and {baseline}: there is no result."
+        both = f"both {treated} and {baseline}"
+        return f"No seed has a value of {metric} for {both}: there is no result."
     effect = signed(estimate.effect, digits)
     if estimate.low is None or estimate.high is None:
         return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -12,6 +14,8 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import numpy as np
 import torch
 import torchvision
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
@@ -29,8 +34,9 @@ from densitylr import DensityLR, DensityMonitor, find_stages
 from experiments.arms import build_model, build_optimizer, controlled, profile_rates
 from experiments.config import Config, arm_name, check, register
 from experiments.data import load
+from experiments.gauntlet.rivals import RIVALS, rival
 from experiments.loop import Row, fingerprint, train
-from experiments.results import COLUMNS
+from experiments.results import COLUMNS, read_run
 
 
 def run_folder(config: Config, resolved: str) -> Path:
@@ -58,7 +64,10 @@ def execute(config: Config, folder: Path) -> dict[str, Any]:
     initial = fingerprint(model)
     stages = find_stages(model)
     rates = profile_rates(config.profile, config.optimizer.lr, stages)
-    optimizer = build_optimizer(config.optimizer, rates, stages)
+    if config.optimizer.name in RIVALS:
+        optimizer = rival(config.optimizer.name, model)
+    else:
+        optimizer = build_optimizer(config.optimizer, rates, stages)
     optimizer = controlled(config.controller, optimizer, model)
     every = config.controller.every
     cosine = config.optimizer.schedule == "cosine"
@@ -134,6 +143,10 @@ def versions() -> dict[str, str]:
 def run(raw: DictConfig, command: str = "") -> dict[str, Any]:
     """Execute a run, or find it done: a finished run of the same config is not run again.
 
+    A folder with a damaged file, or one that a killed run left behind, is not a finished run.
+    Of two processes that want the same run one waits for the other and finds it done. A run that
+    fails leaves ``run.json`` with the status ``failed``, and ``traceback.txt`` beside it.
+
     Raises:
         ValueError, FileNotFoundError: a value that cannot be used, data that is not there.
         Exception: whatever a bug raises, after the failure has been recorded.
@@ -145,30 +158,49 @@ def run(raw: DictConfig, command: str = "") -> dict[str, Any]:
     for key in ("output", "force", "study"):  # they do not change what is trained
         del identity[key]
     folder = run_folder(config, json.dumps(identity, sort_keys=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _run(raw, config, folder, command)
+
+
+def _run(raw: DictConfig, config: Config, folder: Path, command: str) -> dict[str, Any]:
     label = f"{arm_name(config)} {config.optimizer.name} seed {config.seed}"
     done = folder / "run.json"
     if done.exists() and not config.force:
-        record: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-        if record["status"] != "failed":
+        before = read_run(folder)
+        if before.counts:
+            record: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             print(f"{label}: {_sentence(record)}, as before ({folder})", flush=True)
             return record
-    folder.mkdir(parents=True, exist_ok=True)
-    done.unlink(missing_ok=True)
+        print(f"{label}: again, as it was {before.status} ({before.reason})", flush=True)
+    for stale in (done, folder / "traceback.txt", *folder.glob(".*.partial")):
+        stale.unlink(missing_ok=True)
     write(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     record = {"arm": arm_name(config), "optimizer": config.optimizer.name, "seed": config.seed}
+    record |= {"started": datetime.now(UTC).isoformat(timespec="seconds")}
     record |= {"command": command, "versions": versions()}
     try:
         record |= execute(config, folder)
-    except (ValueError, FileNotFoundError):
-        raise
     except Exception as error:
         record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         record |= {"traceback": traceback.format_exc(), "final": {}, "hashes": {}}
+        write(folder / "traceback.txt", record["traceback"])
         write(done, json.dumps(record, indent=1, allow_nan=False))
+        print(f"{label}: failed, see {folder / 'traceback.txt'}", file=sys.stderr, flush=True)
         raise
     write(done, json.dumps(record, indent=1, allow_nan=False))
     print(f"{label}: {_sentence(record)} ({folder})", flush=True)
     return record
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the kernel lets go of it when this one dies."""
+    with open(folder / ".lock", "w") as file:
+        # Where the file system knows no locks, two sweeps at once may do a run twice.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _sentence(record: dict[str, Any]) -> str:
@@ -184,12 +216,15 @@ register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(raw: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
     try:
-        overrides = HydraConfig.get().overrides.task
+        overrides = hydra_config.overrides.task
         run(raw, " ".join(["python -m experiments.train", *overrides]))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         # One clear line instead of Hydra's traceback: these are the user's to mend.
         print(f"error: {error}", file=sys.stderr)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise  # the launcher goes on with the other jobs and ends with this error
         sys.exit(2)
 
 

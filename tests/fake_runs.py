@@ -95,10 +95,12 @@ def fake_run(
     optimizer: str = "sgd",
     status: str = "done",
     study: dict[str, Any] | None = STUDY,
+    rate: float = 0.01,
     **changes: Any,
 ) -> Path:
     """Write one run folder and return it; ``changes`` replace entries of ``run.json``."""
     folder = root / optimizer / arm.replace("/", "-") / str(seed)
+    folder = folder if rate == 0.01 else folder.with_name(f"{seed}-at-{rate:g}")
     folder.mkdir(parents=True)
     profile, controller = arm.split("/")
     rng = np.random.default_rng([seed, len(arm)])
@@ -112,7 +114,7 @@ def fake_run(
         "epochs": 1,
         "data": {"name": "mnist", "batch_size": 64},
         "model": {"name": "resnet18"},
-        "optimizer": {"name": optimizer, "lr": 0.01},
+        "optimizer": {"name": optimizer, "lr": rate},
         "profile": {"name": profile, "ratio": 1e-3},
         "controller": {"name": controller},
         "study": study,

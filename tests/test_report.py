@@ -58,7 +58,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers and words only: figures take most of the time and have tests of their own."""
-    for name in ("curve", "stage_lines", "heatmaps"):
+    for name in ("curve", "heatmaps"):
         monkeypatch.setattr(report_sections, name, lambda *args: None)
 
 
@@ -93,14 +93,14 @@ def test_page_is_sound_and_needs_no_network(page: str) -> None:
     assert "@import" not in style
     tags = [tag for tag, _ in parsed.tags]
     assert tags.count("table") == tags.count("caption") > 5
-    assert tags.count("figure") == tags.count("figcaption") == 6 + 4 + 1
+    assert tags.count("figure") == tags.count("figcaption") == 6 + 1 + 2 * 4 + 1
     assert "prefers-color-scheme" in style
     assert "@media print" in style
 
 
 def test_sections_stand_in_order(page: str) -> None:
     numbers = [int(n) for n in re.findall(r"<h2[^>]*>(\d+)\.", page)]
-    assert numbers == list(range(1, 13))
+    assert numbers == list(range(1, 15))
 
 
 def test_same_runs_same_bytes(sweep: Path, page: str, tmp_path: Path) -> None:
@@ -235,6 +235,14 @@ class TestAccounting:
         text = words(tmp_path)
         assert "Seed 2 is not in the mean: geometric/fixed failed" in text
         assert "n = 2 seeds" in text
+
+    def test_an_arm_that_was_never_run_is_said_once(self, tmp_path: Path) -> None:
+        for seed in range(5):
+            fake_run(tmp_path, "flat/fixed", seed)
+        text = words(tmp_path)
+        assert text.count("geometric/repair was run under no seed.") == 1
+        assert "No seed has a value of accuracy for both" in text
+        assert "is not in the mean" not in text
 
     def test_a_second_outcome_of_a_seed_is_set_aside_and_named(self, tmp_path: Path) -> None:
         fake_sweep(tmp_path / "a", seeds=2)

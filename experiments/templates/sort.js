@@ -4,12 +4,22 @@ document.querySelectorAll("#runs th button").forEach(function (button) {
     var up = head.getAttribute("aria-sort") !== "ascending";
     document.querySelectorAll("#runs th[aria-sort]").forEach(function (th) { th.removeAttribute("aria-sort"); });
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    var key = function (row) { return row.cells[column].textContent.replace("−", "-"); };
-    Array.from(body.rows).sort(function (a, b) {
-      var order = key(a).localeCompare(key(b), "en", { numeric: true });
-      var x = Number(key(a)), y = Number(key(b));
-      if (!isNaN(x) && !isNaN(y)) { order = x - y; }
+    var rows = Array.from(body.rows).map(function (row) {
+      var text = row.cells[column].textContent.trim().replace("−", "-");
+      return { row: row, text: text, none: text === "–" || text === "", number: Number(text) };
+    });
+    rows.sort(function (a, b) {
+      if (a.none !== b.none) { return a.none ? 1 : -1; } // what is unknown stays at the end
+      var order = a.text.localeCompare(b.text, "en", { numeric: true });
+      if (!isNaN(a.number) && !isNaN(b.number)) { order = a.number - b.number; }
       return up ? order : -order;
-    }).forEach(function (row) { body.appendChild(row); });
+    });
+    rows.forEach(function (each) { body.appendChild(each.row); });
+    var said = document.getElementById("sorted");
+    if (said) { said.textContent = "Sorted by " + button.textContent + ", " + head.getAttribute("aria-sort") + "."; }
   });
+});
+// What is folded away on a screen belongs on paper.
+window.addEventListener("beforeprint", function () {
+  document.querySelectorAll("details").forEach(function (part) { part.open = true; });
 });

@@ -1,0 +1,144 @@
+"""The study: declared in ``conf/experiment``, run in parts, packed small, and recomputed.
+
+    python -m experiments.study story rate profile fresh    # train what is not trained yet
+    python -m experiments.study --pack                      # into experiments/study_results
+    python -m experiments.study --write                     # docs/study.md and its figures
+    python -m experiments.study --check                     # is every number in it the runs'?
+
+A part is one or more sweeps of ``experiments.train``; each can be killed and given again. Words
+with ``=`` are overrides for all of its sweeps, ``launch=cores`` among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.gauntlet.law import fill
+from experiments.results import find_runs
+from experiments.study_results import pack
+from experiments.study_tables import FIGURES, TABLES
+
+__all__ = ["PARTS", "commands", "main"]
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "study_results"
+OUTPUTS = Path("outputs") / "study"
+DOCUMENT = ROOT / "docs" / "study.md"
+
+_RIVALS = "prodigy,dadapt_adam,dadapt_sgd,dog,ldog,schedule_free"
+_TUNED = ("controller=fixed", "seed=100,101")
+_DIGITS = ("data=digits", "model=mlp", "epochs=10")
+_BRACKETS = ("data=brackets", "model=reader")
+_GRIDS = {"sgd": "1e-3,3e-3,1e-2,3e-2,1e-1,3e-1", "adamw": "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2"}
+_FRESH_RATES = {
+    (_DIGITS, "sgd"): "3e-2",
+    (_DIGITS, "adamw"): "3e-3",
+    (_BRACKETS, "sgd"): "3e-2",
+    (_BRACKETS, "adamw"): "3e-3",
+}
+"""What is compared; the report says whether it is what the tuning seeds favour."""
+
+PARTS: dict[str, list[tuple[str, ...]]] = {
+    "story": [("profile=flat,geometric", "controller=fixed"), ()],
+    "rate": [
+        (),
+        _TUNED,
+        (f"optimizer={_RIVALS}", "controller=fixed", "optimizer.lr=1"),
+    ],
+    "profile": [(), ("profile=flat", "profile.ratio=1", "controller=fixed")],
+    "fresh": [
+        sweep
+        for (task, optimizer), rate in _FRESH_RATES.items()
+        for sweep in (
+            (*task, f"optimizer={optimizer}", f"optimizer.lr={rate}"),
+            (
+                *(*task, f"optimizer={optimizer}", f"optimizer.lr={_GRIDS[optimizer]}"),
+                *("profile=flat", *_TUNED),
+            ),
+        )
+    ],
+}
+"""The sweeps of each part, beyond what its experiment says."""
+
+
+def commands(part: str, overrides: Sequence[str] = ()) -> list[list[str]]:
+    """The command of every sweep of a part.
+
+    Args:
+        part: one of `PARTS`.
+        overrides: added to each, and stronger than the part's own.
+    """
+    start = [sys.executable, "-m", "experiments.train", "--multirun", f"experiment={part}"]
+    own = {word.split("=")[0] for word in overrides}
+    return [
+        [*start, *(word for word in sweep if word.split("=")[0] not in own), *overrides]
+        for sweep in PARTS[part]
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="PART|KEY=VALUE", help=", ".join(PARTS))
+    parser.add_argument("--pack", action="store_true", help="collect the finished runs")
+    parser.add_argument("--write", action="store_true", help="refill docs/study.md, draw figures")
+    parser.add_argument("--check", action="store_true", help="recompute every number in it")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="where the runs are")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where packed ones are")
+    options = parser.parse_args(arguments)
+    parts = [word for word in options.words if "=" not in word]
+    overrides = [word for word in options.words if "=" in word]
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"a part is one of {', '.join(PARTS)}, got {unknown[0]!r}")
+    failed = 0
+    for part in parts:
+        for command in commands(part, [*overrides, f"output={options.outputs / part}"]):
+            print(" ".join(["python", *command[1:]]), flush=True)
+            failed += subprocess.run(command, cwd=ROOT).returncode != 0
+    if failed:
+        print(f"{failed} sweeps failed: their runs have a traceback.txt", file=sys.stderr)
+        return 1
+    if options.pack:
+        for part in PARTS:
+            folder = options.outputs / part
+            if folder.is_dir() and (runs := find_runs([folder])):
+                print(f"{part}: {pack(runs, options.results / part, part == 'story')}")
+            else:
+                print(f"{part}: not run, what was packed before stays")
+    if options.write or options.check:
+        return _document(options.results, write=options.write)
+    return 0
+
+
+def _document(results: Path, write: bool) -> int:
+    before = DOCUMENT.read_text(encoding="utf-8")
+    tables = {name: (lambda table=table: table(results)) for name, table in TABLES.items()}
+    after = fill(before, tables)
+    if write:
+        DOCUMENT.write_text(after, encoding="utf-8")
+        for name, figure in FIGURES.items():
+            if (drawn := figure(results)) is not None:
+                (DOCUMENT.parent / name).write_bytes(drawn)
+        print(f"{DOCUMENT.relative_to(ROOT)} written")
+        return 0
+    for old, new in zip(before.splitlines(), after.splitlines(), strict=False):
+        if old != new:
+            print(f"docs/study.md says\n  {old}\nthe runs say\n  {new}", file=sys.stderr)
+            return 1
+    if before != after:
+        print("docs/study.md has not as many lines as the runs make", file=sys.stderr)
+        return 1
+    print("every number in docs/study.md is the runs'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
