@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from densitylr.controller import EARLY
+from densitylr.cadence import EARLY
 from densitylr.diagnosis import STILL_STEPS
 from densitylr.doctor.watching import Watch
 from densitylr.history import History

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from densitylr.controller import EARLY, DensityLR
+from densitylr.cadence import Cadence
+from densitylr.controller import DensityLR
 from densitylr.diagnosis import diagnose
 from densitylr.doctor.source import Call
 from densitylr.gradients import without_gradient
@@ -95,6 +96,7 @@ class Watch:
     def __init__(self, model: nn.Module, name: str, called: Call | None = None) -> None:
         self.name, self.kind, self.called = name, type(model).__name__, called
         self.steps = 0
+        self._cadence = Cadence(EVERY)
         self.notes: list[str] = []
         self.stages: dict[str, Stage] = find_stages(model)
         self.layers = {name: list(stage.taps) for name, stage in self.stages.items()}
@@ -152,9 +154,7 @@ class Watch:
         if eyes is None or self._lead() is not optimizer:
             return
         self.steps += 1
-        every = EVERY // 2 if self.steps < EARLY else EVERY
-        due = self.steps % every == 0 or self.steps % EVERY == 0
-        if due and not (eyes.armed or eyes.closed):
+        if self.steps >= self._cadence.due and not (eyes.armed or eyes.closed):
             eyes.arm()
 
     def diagnose(self) -> list[Diagnosis]:
@@ -221,6 +221,7 @@ class Watch:
             state.update(after.stages)
             decisions += taken
         self._state = LawState(state)
+        self._cadence.looked(reading.step, bool(decisions))
         self.history.record(reading, rates, dict.fromkeys(self.stages, 1.0), decisions)
         for name, stage in self._state.stages.items():
             if stage.lifted:
