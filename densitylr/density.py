@@ -113,8 +113,8 @@ class Scratch:
     """
 
     def __init__(self, elements: int, device: torch.device) -> None:
-        self.magnitude = torch.empty(elements, device=device)
-        self.flags = torch.empty(elements, device=device)
+        self.magnitude = torch.empty(elements, device=device, dtype=torch.float32)
+        self.flags = torch.empty(elements, device=device, dtype=torch.float32)
         self.wide = torch.empty(elements, device=device, dtype=row_dtype(device))
 
     def shaped(self, rows: int, n: int) -> tuple[Tensor, Tensor, Tensor]:

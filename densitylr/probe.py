@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,13 +65,14 @@ class Probe:
         self.rows[:, DORMANT:] = torch.nan
         self.forget_peaks()
         known = [math.nan if value is None else value for value in rms0]
-        self._rms0 = torch.tensor([*known, *[math.nan] * len(twins)], device=device)
+        real: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the default is
+        self._rms0 = torch.tensor([*known, *[math.nan] * len(twins)], **real)
         # The row that knows the untrained RMS: a twin itself; of a tap its twin, or -1.
         self._partner = [-1] * taps + list(range(taps, count))
         self._scratch: Scratch | None = None
-        self._values = torch.full((count, 0), torch.nan, device=device)
+        self._values = torch.full((count, 0), torch.nan, **real)
         self._slots = torch.full((taps, 0), CHANNELS, device=device)
-        self._weights = torch.full((taps, CHANNELS), torch.nan, device=device)
+        self._weights = torch.full((taps, CHANNELS), torch.nan, **real)
         self._places: dict[int, Tensor] = {}  # where the samples of a row go, in their shape
         self._used = taps  # rows to be measured
 

@@ -402,3 +402,20 @@ def test_compiled_model_gives_the_same_readings() -> None:
         readings.append(monitor.collect(0))
     assert readings[0] is not None
     assert readings[0] == readings[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_is_nothing_to_the_statistics(dtype: torch.dtype) -> None:
+    model, x = mlp(), torch.randn(8, 6)
+    readings = []
+    for default in (torch.float32, dtype):
+        torch.set_default_dtype(default)
+        try:
+            with DensityMonitor(model, every=None) as monitor:
+                monitor.arm()
+                model(x)
+                readings.append(monitor.collect(0))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert readings[0] is not None
+    assert readings[0] == readings[1]
