@@ -406,7 +406,7 @@ def test_compiled_model_gives_the_same_readings() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_default_dtype_is_nothing_to_the_statistics(dtype: torch.dtype) -> None:
-    model, x = mlp(), torch.randn(8, 6)
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)), torch.randn(8, 6)
     readings = []
     for default in (torch.float32, dtype):
         torch.set_default_dtype(default)
