@@ -1,7 +1,8 @@
-"""``python -m tests.doctor_docs``: fill docs/doctor.md with what the doctor says now."""
+"""``python -m tests.doctor_docs`` fills docs/doctor.md and README.md with what the doctor says."""
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -11,16 +12,18 @@ from pathlib import Path
 
 from tests.doctor_table import ROOT, environment
 
-__all__ = ["DOCUMENT", "filled"]
+__all__ = ["DOCUMENTS", "filled"]
 
-DOCUMENT = ROOT / "docs" / "doctor.md"
 COMMANDS = {
     "ill": ["train.py", "--ill"],
     "healthy": ["train.py"],
     "compare": ["--compare", "train.py", "--ill"],
 }
+DOCUMENTS = {ROOT / "docs" / "doctor.md": tuple(COMMANDS), ROOT / "README.md": ("ill",)}
+"""Which blocks a document has."""
 
 
+@functools.cache
 def said(name: str) -> str:
     """What is printed on stderr, from a folder with the example script as ``train.py``."""
     with tempfile.TemporaryDirectory() as folder:
@@ -41,12 +44,13 @@ def said(name: str) -> str:
     return f"```\n$ {command}\n{text.strip()}\n```"
 
 
-def filled(document: str) -> str:
-    """The document with every block replaced by what is printed now."""
-    for name in COMMANDS:
+def filled(path: Path) -> str:
+    """The document with each of its blocks replaced by what is printed now."""
+    document = path.read_text(encoding="utf-8")
+    for name in DOCUMENTS[path]:
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         if len(re.findall(pattern, document, re.DOTALL)) != 1:
-            raise ValueError(f"the document must have one block named {name!r}")
+            raise ValueError(f"{path.name} must have one block named {name!r}")
         text = said(name)
         document = re.sub(
             pattern, lambda m, text=text: m[1] + text + m[2], document, flags=re.DOTALL
@@ -55,4 +59,5 @@ def filled(document: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in DOCUMENTS:
+        path.write_text(filled(path), encoding="utf-8")

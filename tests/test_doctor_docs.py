@@ -1,10 +1,14 @@
-"""docs/doctor.md quotes what the doctor says."""
+"""docs/doctor.md and README.md quote what the doctor says."""
 
 from __future__ import annotations
 
-from tests.doctor_docs import DOCUMENT, filled
+from pathlib import Path
+
+import pytest
+
+from tests.doctor_docs import DOCUMENTS, filled
 
 
-def test_the_document_shows_real_output() -> None:
-    document = DOCUMENT.read_text(encoding="utf-8")
-    assert filled(document) == document
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_document_shows_real_output(path: Path) -> None:
+    assert filled(path) == path.read_text(encoding="utf-8")
