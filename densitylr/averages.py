@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from densitylr.density import BINS, TABLE, summarise
+from densitylr.density import BINS, ESTIMATORS, TABLE, summarise
 from densitylr.probe import DORMANT, PEAK, SUMS, VARIETY, Probe
 from densitylr.records import StageReading
 from densitylr.stages import Stage
@@ -59,6 +59,7 @@ def tabulate(
         found["reference_count"], found["reference_near_zero"] = references.T
         for name, column in (("dormant", DORMANT), ("variety", VARIETY), ("peak", PEAK)):
             found[name] = rows[at, column]
+        found["estimator"] = np.array([ESTIMATORS.index(tap.estimator) for tap in own])
         for i, name in enumerate(TABLE):
             table[at, i] = found[name]
         table[at, len(TABLE) :] = found["histogram"]
@@ -91,7 +92,7 @@ def combine(
         alive = [row for row in own if live[row]]
         found = means[alive].mean(0).tolist() if alive else [math.nan] * len(_NUMBERS)
         found = [math.nan if math.isnan(x) else x for x in found]  # one object: readings compare
-        estimators = {tap.estimator for tap in taps.values() if tap.row in alive}
+        estimators = {ESTIMATORS[int(code)] for code in column["estimator"][alive]}
         readings[stage.name] = StageReading(
             **dict(zip(_NUMBERS, found, strict=True)),
             estimator=(estimators or {"first-probe"}).pop() if len(estimators) < 2 else "mixed",

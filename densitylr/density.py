@@ -22,6 +22,7 @@ __all__ = [
     "CODES",
     "COLUMNS",
     "EDGES",
+    "ESTIMATORS",
     "TABLE",
     "TAU",
     "Scratch",
@@ -74,8 +75,11 @@ TABLE = (
     "dormant",
     "variety",  # share of the mean square that is variance over the examples
     "peak",  # the largest RMS of a forward since the last probe, NaN if one was not finite
+    "estimator",  # where the reference is from: a place in ESTIMATORS
 )
 """What is known of a tap on the host, beside its histogram: counts, moments, shares."""
+
+ESTIMATORS = ("", "first-probe", "last-twin", "twin")
 
 # Four bins an octave, TAU on an edge: magnitudes from 0.003 to 6.4 untrained RMS. A float32
 # above 0 has its exponent and the first two bits of its mantissa in its upper 11 bits: shifted

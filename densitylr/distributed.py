@@ -40,7 +40,8 @@ def combine(rows: np.ndarray) -> np.ndarray:
     near zero against the RMS of each rank's own untrained twin on its own examples, so that the
     share and that of the twin, which is counted in the same way, stay comparable. And
     ``variety`` is that within the ranks, over those with enough examples: with n examples a
-    rank it is about 1/n lower than over all of them. ``dormant`` is the mean of the ranks'.
+    rank it is about 1/n lower than over all of them. ``dormant`` is the mean of the ranks',
+    ``estimator`` the best of theirs.
 
     Args:
         rows: float64 ``[ranks, taps, statistics]``: `densitylr.density.TABLE` and the histogram;
@@ -70,6 +71,7 @@ def combine(rows: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         share = (np.nan_to_num(dormant) * told).sum(axis=0) / told.sum(axis=0)
     out[:, _AT["dormant"]] = share
+    out[:, _AT["estimator"]] = rows[..., _AT["estimator"]].max(axis=0)
     out[:, _AT["peak"]] = rows[..., _AT["peak"]].max(axis=0)
     return out
 

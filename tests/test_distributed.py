@@ -46,6 +46,7 @@ def row(a: Tensor, rms0: float, reference: Tensor | None = None, peak: float = 0
         out[AT["reference_count"]] = own.isfinite().sum()
         out[AT["reference_near_zero"]] = near_zero(own, rms0)
         out[AT["dormant"]] = 0.25
+        out[AT["estimator"]] = 3
         out[AT["variety"]] = variety(a)
     out[AT["peak"]] = peak
     return out
