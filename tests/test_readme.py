@@ -12,6 +12,7 @@ import torch
 from experiments.claims import claims
 from experiments.cost import table
 from experiments.gauntlet.law import README_TABLES, TABLES, fill
+from tests.matrix.sections import SECTIONS, cells_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "claims_results"
@@ -50,6 +51,23 @@ def test_the_law_is_told_by_the_committed_records() -> None:
 def test_a_document_without_the_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="one block named 'gauntlet'"):
         fill("no block", README_TABLES)
+
+
+def test_the_matrix_has_every_cell_and_none_that_failed() -> None:
+    shown = set()
+    rows: list[list[str]] = []
+    for line in [*block("matrix").splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([entry.strip() for entry in line.strip("|").split("|")])
+        elif rows:
+            (section, *columns), _, *body = rows
+            for row, *entries in body:
+                for column, entry in zip(columns, entries, strict=True):
+                    assert re.fullmatch(r"✓|(refused|n/a) \(\d+\)", entry), (row, column, entry)
+                    shown.add((section, row, column))
+            rows = []
+    cells = {(c.section, c.row, c.column) for name in SECTIONS for c in cells_of(name)}
+    assert shown == cells
 
 
 def test_what_the_readme_points_to_exists() -> None:

@@ -15,6 +15,7 @@ SECTIONS = (
     "lifecycle",
     "compiling",
     "checkpoints",
+    "cuda",
     "distributed",
     "hosts",
     "hosts_lightning",
