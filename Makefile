@@ -34,7 +34,7 @@ claims: $(READY) ## Train what the README claims, over 3 to 5 seeds (three quart
 	$(BIN)/python -m experiments.claims outputs/claims
 
 test: lint ## Lint, type-check and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
