@@ -473,3 +473,31 @@ def test_a_ragged_batch_is_read_as_its_rows() -> None:
         model(torch.cat(parts))
     assert ragged.history.readings == plain.history.readings
     assert ragged.history.series("0", "displacement").tolist() == [0.0]
+
+
+class Part(nn.Module):
+    """A layer whose outputs lie in memory with gaps, or all in one place."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.weight, self.first = nn.Parameter(torch.randn(4, 12)), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x @ self.weight
+        return out[:, self.first : self.first + 5] if self.first else out[:, :1].expand(-1, 5)
+
+
+@pytest.mark.parametrize("watching", [False, True])
+@pytest.mark.parametrize("twins", [("0", "1"), ()])
+def test_outputs_with_gaps_in_memory(watching: bool, twins: tuple[str, ...]) -> None:
+    model = nn.Sequential(Part(0), nn.Linear(5, 2))
+    with DensityMonitor(model, every=1, twins=twins, watching=watching) as monitor:
+        for first in (3, 0, 7, 3, 0):
+            model[0].first = first
+            x = torch.randn(9, 4)
+            output = model[0](x)
+            model(x)
+            seen = monitor.history.readings[-1].stages["0"]
+            assert seen.count == 45
+            assert seen.mean == pytest.approx(output.mean().item(), abs=1e-6)
+            assert math.isnan(seen.dormant)
