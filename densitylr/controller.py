@@ -460,6 +460,7 @@ class DensityLR(Optimizer):
             "steps": self._steps,
             "due": self._cadence.due,
             "decided": self._cadence.decided,
+            "first": self._cadence.first,
             "twins_due": self._twins_due,
             "mode": self.mode,
             "law": self._law.to_dict(),
@@ -507,6 +508,7 @@ class DensityLR(Optimizer):
             self._steps = ours["steps"]
             self._cadence.due = ours.get("due", self._steps)
             self._cadence.decided = ours.get("decided", self._steps)
+            self._cadence.first = ours.get("first", 0)
             self._law = LawState.from_dict(ours["law"])
             self._twins_due = ours.get("twins_due", True)
             self._gains = ours.get("gains", self._gains)
