@@ -90,6 +90,8 @@ class _SampledTwin:
             return F.embedding(x[(slice(None, None, rows), *every)], self.weight)
         x = self.sampler.batched(x)
         if isinstance(self.layer, nn.Linear):
+            if x.layout is not torch.strided:  # a sparse input has no slices
+                return self.sampler.part(F.linear(x, self.weight, self.bias), strides)
             return F.linear(self.sampler.part(x, strides), self.weight, self.bias)
         return self._convolved(x[::rows], positions)
 

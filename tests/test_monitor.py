@@ -501,3 +501,18 @@ def test_outputs_with_gaps_in_memory(watching: bool, twins: tuple[str, ...]) -> 
             assert seen.count == 45
             assert seen.mean == pytest.approx(output.mean().item(), abs=1e-6)
             assert math.isnan(seen.dormant)
+
+
+@pytest.mark.parametrize("twins", [("0", "2"), ()])
+def test_a_sparse_batch_is_read_as_a_dense_one(twins: tuple[str, ...]) -> None:
+    model = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 3))
+    x = torch.randn(2000, 4).relu()
+    found = []
+    for batch in (x, x.to_sparse()):
+        with DensityMonitor(model, every=1, twins=twins) as monitor:
+            model(batch)
+        found.append(monitor.history.readings[0].stages["0"])
+    dense, sparse = found
+    assert sparse.count == dense.count
+    assert sparse.rms == pytest.approx(dense.rms, rel=1e-5)
+    assert sparse.displacement == pytest.approx(0, abs=1e-3)
