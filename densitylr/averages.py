@@ -45,17 +45,20 @@ def tabulate(
         at = [tap.row for tap in own]
         found = dict(summarise(rows[at, :SUMS], sizes[at]))
         answered = [tap for tap in own if tap.answered]
+        told: dict[int, tuple[float, float]] = {}  # by the twins: an answer may be all NaN
         if answered:
             twins = [probe.twin_row[tap.row] for tap in answered]
             answers = summarise(rows[twins, :SUMS], sizes[twins])
             for i, tap in enumerate(answered):
-                tap.reference = (float(answers["count"][i]), float(answers["near_zero"][i]))
+                told[tap.row] = (float(answers["count"][i]), float(answers["near_zero"][i]))
+                if told[tap.row][0]:
+                    tap.reference = told[tap.row]
         for i, tap in enumerate(own):
             if found["count"][i]:
                 tap.rms0 = float(found["rms0"][i])
                 first = (float(found["count"][i]), float(found["near_zero"][i]))
                 tap.reference = tap.reference or first
-        references = np.array([tap.reference or (0.0, 0.0) for tap in own])
+        references = np.array([told.get(tap.row, tap.reference) or (0.0, 0.0) for tap in own])
         found["reference_count"], found["reference_near_zero"] = references.T
         for name, column in (("dormant", DORMANT), ("variety", VARIETY), ("peak", PEAK)):
             found[name] = rows[at, column]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 __all__ = ["EARLY", "PATIENCE", "RARE", "Cadence", "check_every"]
 
 EARLY = 20
-"""Steps with probes twice as often: what a starved stage loses here it does not get back."""
+"""Steps after the first probe with probes twice as often: what a starved stage loses here it does
+not get back."""
 
 PATIENCE = 20
 """The steps since the last decision over this are the steps to the next probe …"""
@@ -24,21 +25,25 @@ class Cadence:
         every: steps between two probes; half of that, rounded down, during the first `EARLY`.
         steady: do not look more rarely where nothing is decided.
         due: the step of the next probe.
-        decided: the step of the last decision.
+        decided: the step of the last decision, or of the first probe.
+        first: the step of the first probe; None before it. It comes late where nothing is read.
     """
 
     every: int
     steady: bool = False
     due: int = 0
     decided: int = 0
+    first: int | None = None
 
     def looked(self, step: int, decided: bool) -> None:
         """There was a probe at ``step``, and whether something was decided at it."""
+        if self.first is None:
+            self.first = self.decided = step
         if decided:
             self.decided = step
         quiet = 0 if self.steady else (step - self.decided) // PATIENCE
         gap = min(max(quiet, self.every), RARE * self.every)
-        self.due = step + (max(1, self.every // 2) if step < EARLY else gap)
+        self.due = step + (max(1, self.every // 2) if step - self.first < EARLY else gap)
 
 
 def check_every(every: int) -> None:

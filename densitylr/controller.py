@@ -360,11 +360,9 @@ class DensityLR(Optimizer):
         )
 
     def _factors(self, scales: Mapping[str, float]) -> list[list[float]]:
-        if [len(g["params"]) for g in self.inner.param_groups] != [len(r) for r in self._owners]:
-            self._owners = owners(self.inner, self.stages)
         owned = {
             id(p): owner
-            for group, row in zip(self.inner.param_groups, self._owners, strict=True)
+            for group, row in self._owned_groups()
             for p, owner in zip(group["params"], row, strict=True)
         }
         return [
@@ -372,12 +370,19 @@ class DensityLR(Optimizer):
             for group in self._stepping_optimizer.param_groups
         ]
 
+    def _owned_groups(self) -> list[tuple[dict[str, Any], list[str | None]]]:
+        """The user's parameter groups, each with the stages of its parameters."""
+        groups = self.inner.param_groups
+        if [len(g["params"]) for g in groups] != [len(row) for row in self._owners]:
+            self._owners = owners(self.inner, self.stages)  # a group was added
+        return list(zip(groups, self._owners, strict=True))
+
     def _rates(self) -> tuple[dict[str, float], float]:
         """The user's rate of each stage (its largest), and the largest of all."""
         rates: dict[str, float] = {}
-        for group, row in zip(self.inner.param_groups, self._owners, strict=False):
+        for group, row in self._owned_groups():
             rate = float(group["lr"])
-            members = zip(group["params"], row, strict=False)
+            members = zip(group["params"], row, strict=True)
             for owner in {o for p, o in members if o in self.stages and p.requires_grad}:
                 rates[owner] = max(rate, rates.get(owner, 0.0))
         return {n: rates.get(n, 0.0) for n in self.stages}, max(rates.values(), default=0.0)
@@ -437,7 +442,6 @@ class DensityLR(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.inner.add_param_group(param_group)
-        self._owners = owners(self.inner, self.stages)
 
     def register_step_pre_hook(self, hook: Any) -> Any:
         return self.inner.register_step_pre_hook(hook)
@@ -456,6 +460,8 @@ class DensityLR(Optimizer):
             "steps": self._steps,
             "due": self._cadence.due,
             "decided": self._cadence.decided,
+            "first": self._cadence.first,
+            "twins_due": self._twins_due,
             "mode": self.mode,
             "law": self._law.to_dict(),
             "history": self.history.state_dict(),
@@ -502,7 +508,9 @@ class DensityLR(Optimizer):
             self._steps = ours["steps"]
             self._cadence.due = ours.get("due", self._steps)
             self._cadence.decided = ours.get("decided", self._steps)
+            self._cadence.first = ours.get("first", 0)
             self._law = LawState.from_dict(ours["law"])
+            self._twins_due = ours.get("twins_due", True)
             self._gains = ours.get("gains", self._gains)
             self.history.load_state_dict(ours["history"])
             if self._recovery is not None and "recovery" in ours:

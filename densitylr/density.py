@@ -194,7 +194,8 @@ def channel_slots(channels: Tensor) -> Tensor:
         channels: the channel of each element of a row, int64 ``[n]``; -1 for none. Of more than
             `CHANNELS` each second, third … is taken.
     """
-    stride = int(channels.max()) // CHANNELS + 1 if len(channels) else 1
+    last = int(channels.max()) if len(channels) else 0
+    stride = max(0, last) // CHANNELS + 1
     chosen = (channels >= 0) & (channels % stride == 0)
     return torch.where(chosen, channels // stride, CHANNELS)
 

@@ -200,6 +200,7 @@ def _still(history: History, stage: str, mode: str) -> Diagnosis | None:
     rate = history.series(stage, "rate")[-1]
     level = levels(history, stage)
     moved = np.nanmax(level) - np.nanmin(level)
+    span = history.steps[-1] - history.steps[0]
     remedy = "raise the learning rate"
     if mode == "repair":
         remedy = f"no group has a larger rate to go by: {remedy}, or use mode='free'"
@@ -207,7 +208,7 @@ def _still(history: History, stage: str, mode: str) -> Diagnosis | None:
         stage,
         "starved",
         int(history.steps[0]),
-        f"no stage has moved by more than its batches differ in {history.steps[-1]} steps; the "
+        f"no stage has moved by more than its batches differ in {span} steps; the "
         f"RMS of this one varied by {moved:.1%} at rate {rate:.1e}",
         remedy,
     )

@@ -247,6 +247,8 @@ class DensityMonitor:
         layers = {name: layer for s in self.stages.values() for name, layer in s.taps.items()}
         for name in () if self.closed else state.keys() & layers.keys():
             self._taps[name].load_state_dict(state[name], layers[name])
+        for tap in self._taps.values():
+            tap.device = None  # what was read of a probe is thrown away
         self._probes.clear()  # which know the untrained RMS and the twins of before
 
     def let_twin_go(self, stage: str) -> None:

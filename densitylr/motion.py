@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from densitylr.cadence import PATIENCE
 from densitylr.history import History
 
 __all__ = ["EARLY", "has_moved", "levels", "lost_hold", "ran_away"]
@@ -45,7 +46,10 @@ BREAK = math.log(4.5)
 """The same after `EARLY` steps, when a net has its scale."""
 
 NEAR = 25
-"""Most steps between two probes that count as neighbours."""
+"""Most steps between two probes that count as neighbours …"""
+
+NEAR_SHARE = 1 / PATIENCE
+"""… or this share of the steps so far: later on probes are as far apart as that."""
 
 SETTLED = 20
 """Steps after which a bounded output that is at its bounds will stay there."""
@@ -146,7 +150,7 @@ def lost_hold(history: History, stage: str) -> int | None:
 def _jump(steps: np.ndarray, level: np.ndarray, size: float, first: int, last: float) -> int | None:
     """The first index at which the level rose by ``size`` over its neighbours, and stayed."""
     for i in range(max(2, first), len(level) - 1):
-        if steps[i] > last or steps[i] - steps[i - 1] > NEAR:
+        if steps[i] > last or steps[i] - steps[i - 1] > max(NEAR, NEAR_SHARE * steps[i]):
             continue
         before = level[max(0, i - 3) : i]
         if not np.isfinite(before).any():

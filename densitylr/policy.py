@@ -36,7 +36,7 @@ class StageState:
     Attributes:
         scale: our factor on the user's rate.
         lifted: the law is done with the stage.
-        first: step of the first reading; None before it.
+        first: step of the first reading at which the user's rate was positive; None before it.
         step: step of the last reading.
         rate: effective rate since then.
         spent: sum of the effective rates of all steps up to the last reading.
@@ -108,7 +108,8 @@ class LiftOff:
     ``repair`` raises the scale at every probe where ``D`` is less than
     ``expected = healthy * min(1, steps / patience)``, from 1 up to the largest rate the user gave
     to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, kept within
-    ``growth`` … ``leap``. With one flat rate it never acts.
+    ``growth`` … ``leap``. The steps count from the first reading at which the stage's own rate
+    is positive. With one flat rate it never acts.
 
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
@@ -172,7 +173,7 @@ class LiftOff:
         for name, old in state.stages.items():
             own = rates.get(name, 0.0)
             spent = old.spent + old.rate * (reading.step - old.step)
-            first = reading.step if old.first is None else old.first
+            first = reading.step if old.first is None and own > 0 else old.first
             new = dataclasses.replace(
                 old, first=first, step=reading.step, rate=own * old.scale, spent=spent
             )

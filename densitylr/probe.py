@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -74,21 +74,32 @@ class Probe:
         self._slots = torch.full((taps, 0), CHANNELS, device=device)
         self._weights = torch.full((taps, CHANNELS), torch.nan, **real)
         self._places: dict[int, Tensor] = {}  # where the samples of a row go, in their shape
+        self._layouts: dict[int, Hashable] = {}
         self._used = taps  # rows to be measured
 
-    def put(self, tap: int, sample: Tensor, answer: Tensor | None, channels: ChannelsOf) -> None:
+    def put(
+        self,
+        tap: int,
+        sample: Tensor,
+        answer: Tensor | None,
+        layout: Hashable,
+        channels: ChannelsOf,
+    ) -> None:
         """Keep what was seen of a tap.
 
         Args:
             tap: its row.
             sample: of its output, of any shape.
             answer: its twin's to the same input, of any shape; None where there is none.
-            channels: tells the channel of each element of the sample; asked for a new shape.
+            layout: what the channels of the sample's elements depend on.
+            channels: tells the channel of each element; asked for a new layout.
         """
         if answer is not None:
             self._keep(self.twin_row[tap], answer)
         self._partner[tap] = -1 if answer is None else self.twin_row[tap]
-        if self._keep(tap, sample):
+        self._keep(tap, sample)
+        if self._layouts.get(tap) != layout:
+            self._layouts[tap] = layout
             self._slots[tap] = CHANNELS
             slots = channel_slots(channels(sample)[::THINNED])
             self._slots[tap, : len(slots)] = slots
@@ -130,13 +141,13 @@ class Probe:
         if self.watching:
             self.rows[:, PEAK] = 0
 
-    def _keep(self, row: int, sample: Tensor) -> bool:
-        """Copy a sample; whether it is of another shape than the one before."""
+    def _keep(self, row: int, sample: Tensor) -> None:
+        """Copy a sample."""
         self._used = max(self._used, row + 1)
         place = self._places.get(row)
         if place is not None and place.shape == sample.shape:
             place.copy_(sample)
-            return False
+            return
         if sample.numel() > self._values.shape[1]:
             self._widen(sample.numel())
         n = sample.numel()
@@ -144,7 +155,6 @@ class Probe:
         self._places[row] = self._values[row, :n].view(sample.shape)
         self._places[row].copy_(sample)
         self.sizes[row] = n
-        return True
 
     def _widen(self, width: int) -> None:
         """Make room for larger samples."""

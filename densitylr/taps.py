@@ -40,7 +40,8 @@ class Tap:
         answer = self.twin(args, kwargs, self.sampler.strides(a)) if self.twin else None
         self.answered = answer is not None
         sample = self.sampler.block(a) if self.twin else self.sampler.spread(a)
-        probe.put(self.row, sample, answer, lambda sample: self.sampler.channels(a, sample))
+        layout = (a.shape, a.stride(), sample.shape)
+        probe.put(self.row, sample, answer, layout, lambda sample: self.sampler.channels(a, sample))
 
     def watch(self, a: Tensor, row: Tensor, probe: bool) -> None:
         """Keep the peak in ``row``; at a probe, the variety over the examples, too."""

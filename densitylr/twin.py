@@ -12,6 +12,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -39,8 +40,14 @@ class Twin(Protocol):
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """The first floating-point tensor in a module's output: a tensor, tuple, list or mapping."""
+    """The first floating-point tensor in a module's output: a tensor, tuple, list or mapping.
+
+    Of a ragged (nested, jagged) one its values, the rows of all examples one after the other.
+    """
     if isinstance(output, Tensor):
+        if output.is_nested:
+            ragged = output.layout is torch.jagged and output.is_contiguous()
+            return first_tensor(output.values()) if ragged else None
         return output if output.is_floating_point() else None
     if isinstance(output, Mapping):
         output = tuple(output.values())
@@ -67,6 +74,8 @@ class _SampledTwin:
 
     def __call__(self, args: Args, kwargs: Kwargs, strides: tuple[int, int]) -> Tensor | None:
         x = args[0] if args else kwargs.get("input")
+        if isinstance(x, Tensor) and x.is_nested:
+            x = x.values()
         if not isinstance(x, Tensor):
             return None
         weight = self.layer.weight
@@ -81,6 +90,8 @@ class _SampledTwin:
             return F.embedding(x[(slice(None, None, rows), *every)], self.weight)
         x = self.sampler.batched(x)
         if isinstance(self.layer, nn.Linear):
+            if x.layout is not torch.strided:  # a sparse input has no slices
+                return self.sampler.part(F.linear(x, self.weight, self.bias), strides)
             return F.linear(self.sampler.part(x, strides), self.weight, self.bias)
         return self._convolved(x[::rows], positions)
 

@@ -36,6 +36,12 @@ def test_gaps_are_bounded_and_a_decision_makes_them_short(every: int, decisions:
             assert before not in decisions or after - before == every
 
 
+@given(st.integers(1, 30), st.integers(0, 3000), st.integers(1, 500))
+def test_a_late_beginning_is_a_beginning(every: int, start: int, steps: int) -> None:
+    late = walk(Cadence(every), start + steps, set(), start)
+    assert [step - start for step in late] == probes(every, steps)
+
+
 @given(st.integers(1, 30))
 def test_a_steady_cadence(every: int) -> None:
     looked = [step for step in walk(Cadence(every, steady=True), 2000, set()) if step >= EARLY]
@@ -47,7 +53,7 @@ def test_it_goes_on_where_it_was(every: int, decisions: set[int], stop: int) -> 
     whole = walk(Cadence(every), 500, decisions)
     first = Cadence(every)
     before = walk(first, stop, decisions)
-    second = Cadence(every, due=first.due, decided=first.decided)
+    second = Cadence(every, due=first.due, decided=first.decided, first=first.first)
     after = [
         s for s in range(stop, 500) if s >= second.due and not second.looked(s, s in decisions)
     ]

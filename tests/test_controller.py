@@ -527,6 +527,54 @@ def test_a_resumed_run_is_the_one_that_never_stopped(
     assert resumed.history.readings == [r for r in never.history.readings if r.step >= stop]
 
 
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("done", [5, 6, 7])
+def test_a_run_that_is_taken_back_goes_on_like_a_new_one(done: int, between: bool) -> None:
+    """To before its first step, in the midst of a probe or not (``between`` forward and step)."""
+
+    def begin() -> tuple[nn.Module, DensityLR]:
+        model = net()
+        return model, DensityLR(starved(model), model, pretrained=False)
+
+    data = batches(30)
+    model, wrapped = begin()
+    saved = copy.deepcopy((model.state_dict(), wrapped.state_dict()))
+    for batch in data[:done]:
+        one_step(model, wrapped, batch)
+    if between:
+        loss_of(model, data[done])
+    model.load_state_dict(saved[0])
+    wrapped.load_state_dict(saved[1])
+    never, new = begin()
+    for batch in data:
+        one_step(model, wrapped, batch)
+        one_step(never, new, batch)
+    assert new.history.decisions
+    assert same(model, never)
+    assert wrapped.history.readings == new.history.readings
+
+
+def test_a_resumed_run_keeps_the_twins_that_the_other_one_has() -> None:
+    """Which are of use is decided once, not again at the rates of the step it goes on from."""
+    data = batches(16)
+    runs = []
+    for stop in (None, 6):
+        model = net()
+        wrapped = DensityLR(starved(model, factor=0.1), model, pretrained=False)
+        for step, batch in enumerate(data):
+            # A schedule of one group alone: for a while all rates are equal.
+            wrapped.param_groups[0]["lr"] = 0.1 if 4 <= step < 8 else 0.01
+            if step == stop:
+                saved = copy.deepcopy((model.state_dict(), wrapped.state_dict()))
+                model = net()
+                wrapped = DensityLR(starved(model, factor=0.1), model, pretrained=False)
+                model.load_state_dict(saved[0])
+                wrapped.load_state_dict(saved[1])
+            one_step(model, wrapped, batch)
+        runs.append(wrapped.history.readings)
+    assert runs[1] == [reading for reading in runs[0] if reading.step >= 6]
+
+
 def test_a_checkpoint_of_another_mode_or_model_changes_nothing() -> None:
     model = net()
     warm = DensityLR(sgd(model), model, mode="warmup")
@@ -685,6 +733,26 @@ def test_a_group_that_is_added_later_is_scaled_too(through_inner: bool) -> None:
     one_step(real, plain, second)
     assert same(ours, real)
     assert [g["lr"] for g in wrapped.param_groups] == [0.1, 0.4]
+
+
+@pytest.mark.parametrize("through_inner", [False, True])
+def test_a_stage_that_is_added_later_is_repaired(through_inner: bool) -> None:
+    model = net()
+    first = [*model[0].parameters(), *model[1].parameters()]
+    for p in first:
+        p.requires_grad_(False)
+    inner = torch.optim.SGD([*model[3].parameters(), *model[5].parameters()], lr=0.1)
+    wrapped = DensityLR(inner, model)
+    data = batches(30)
+    for batch in data[:6]:
+        one_step(model, wrapped, batch)
+    for p in first:
+        p.requires_grad_(True)
+    (inner if through_inner else wrapped).add_param_group({"params": first, "lr": 1e-6})
+    for batch in data[6:]:
+        one_step(model, wrapped, batch)
+    assert wrapped.scales["0"] > 1
+    assert [(d.stage, d.kind) for d in wrapped.diagnose()] == [("0", "starved")]
 
 
 def test_the_rate_of_a_stage_is_its_largest_and_zero_when_frozen() -> None:

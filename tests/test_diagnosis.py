@@ -161,6 +161,13 @@ def test_a_sudden_growth_in_the_midst_of_training_that_stays() -> None:
     (found,) = diagnose(history_of({"a": grown([*calm, 40.0, 50.0, 50.0])}, {"a": 0.1}))
     assert (found.kind, found.since_step) == ("collapsed", 50)
     assert "grew 21.1 times from step 45 to step 50" in found.evidence
+    # Later on probes are further apart.
+    late = [*[2.0] * 30, 40.0, 50.0, 50.0]
+    (found,) = diagnose(history_of({"a": grown(late)}, {"a": 0.1}, every=50))
+    assert (found.kind, found.since_step) == ("collapsed", 1500)
+    # So far apart and so soon that a healthy net may have grown by as much.
+    soon = [1.0, 2.0, 2.0, 2.0, 40.0, 50.0, 50.0]
+    assert diagnose(history_of({"a": grown(soon)}, {"a": 0.1}, every=50)) == []
     passing = grown([*calm, 40.0, 2.0, 2.0])
     assert diagnose(history_of({"a": passing}, {"a": 0.1})) == []
 

@@ -419,3 +419,100 @@ def test_the_default_dtype_is_nothing_to_the_statistics(dtype: torch.dtype) -> N
             torch.set_default_dtype(torch.float32)
     assert readings[0] is not None
     assert readings[0] == readings[1]
+
+
+@pytest.mark.parametrize("twins", [("0", "1"), ("1",), ()])
+def test_each_probe_is_read_as_by_a_new_monitor(twins: tuple[str, ...]) -> None:
+    """Whatever was kept of earlier ones: of other shapes, other layouts, of as many outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 12, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(12, 4, 3)
+    )
+    with torch.no_grad():
+        for p in model[0].parameters():
+            p[::3] = 0  # dormant channels
+    shapes = [(8, 2, 8, 8), (8, 2, 8, 8), (3, 2, 8, 8), (2, 2, 16, 16), (8, 2, 8, 8), (4, 2, 16, 8)]
+    layouts = [torch.contiguous_format, torch.channels_last] * 3
+    watched = {"twins": twins, "watching": True}
+    kept = DensityMonitor(model, every=None, **watched)
+    for step, (shape, layout) in enumerate(zip(shapes, layouts, strict=True)):
+        with torch.no_grad():
+            model[0].weight.mul_(1.1)
+        new = DensityMonitor(model, every=None, **watched)
+        new.load_state_dict(kept.state_dict())
+        kept.forget_peaks()
+        for monitor in (kept, new):
+            monitor.arm()
+        model = model.to(memory_format=layout)
+        model(torch.randn(shape).contiguous(memory_format=layout))
+        assert kept.collect(step) == new.collect(step)
+        new.close()
+
+
+def test_a_first_batch_of_nan_is_no_reference() -> None:
+    """Nor once the twins have been let go after it."""
+    model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 30))
+    monitor = DensityMonitor(model, every=1)
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
+        model(torch.full((8, 4), math.nan))
+    monitor.let_twin_go("0")
+    for _ in range(2):
+        model(torch.randn(8, 4))
+    assert np.isnan(monitor.history.series("0", "displacement")).tolist() == [True, False, False]
+    assert monitor.history.series("0", "displacement")[1] == 0
+    assert np.isnan(monitor.history.series("1", "displacement")).tolist() == [True, False, False]
+    assert monitor.history.readings[-1].stages["0"].estimator == "first-probe"
+
+
+def test_a_ragged_batch_is_read_as_its_rows() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    parts = [torch.randn(3, 4), torch.randn(5, 4)]
+    with DensityMonitor(model, every=1) as ragged:
+        model(torch.nested.nested_tensor(parts, layout=torch.jagged))
+    with DensityMonitor(model, every=1) as plain:
+        model(torch.cat(parts))
+    assert ragged.history.readings == plain.history.readings
+    assert ragged.history.series("0", "displacement").tolist() == [0.0]
+
+
+class Part(nn.Module):
+    """A layer whose outputs lie in memory with gaps, or all in one place."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.weight, self.first = nn.Parameter(torch.randn(4, 12)), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x @ self.weight
+        return out[:, self.first : self.first + 5] if self.first else out[:, :1].expand(-1, 5)
+
+
+@pytest.mark.parametrize("watching", [False, True])
+@pytest.mark.parametrize("twins", [("0", "1"), ()])
+def test_outputs_with_gaps_in_memory(watching: bool, twins: tuple[str, ...]) -> None:
+    model = nn.Sequential(Part(0), nn.Linear(5, 2))
+    with DensityMonitor(model, every=1, twins=twins, watching=watching) as monitor:
+        for first in (3, 0, 7, 3, 0):
+            model[0].first = first
+            x = torch.randn(9, 4)
+            output = model[0](x)
+            model(x)
+            seen = monitor.history.readings[-1].stages["0"]
+            assert seen.count == 45
+            assert seen.mean == pytest.approx(output.mean().item(), abs=1e-6)
+            assert math.isnan(seen.dormant)
+
+
+@pytest.mark.parametrize("twins", [("0", "2"), ()])
+def test_a_sparse_batch_is_read_as_a_dense_one(twins: tuple[str, ...]) -> None:
+    model = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 3))
+    x = torch.randn(2000, 4).relu()
+    found = []
+    for batch in (x, x.to_sparse()):
+        with DensityMonitor(model, every=1, twins=twins) as monitor:
+            model(batch)
+        found.append(monitor.history.readings[0].stages["0"])
+    dense, sparse = found
+    assert sparse.count == dense.count
+    assert sparse.rms == pytest.approx(dense.rms, rel=1e-5)
+    assert sparse.displacement == pytest.approx(0, abs=1e-3)

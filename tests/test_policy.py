@@ -313,3 +313,24 @@ def test_repair_gives_back_what_the_user_has_taken() -> None:
     assert state.scales["early"] == pytest.approx(10)
     assert decision.kind == "lower"
     assert "your rates have changed; rate 1.0e+00 → 1.0e-01" in decision.reason
+
+
+@pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
+def test_a_stage_that_thaws_is_expected_to_move_from_then_on(mode: str) -> None:
+    """As one that trains from the first step on, whatever came before."""
+
+    def asked(start: int, thaw: int) -> list[tuple[int, float, bool]]:
+        state, found = LiftOff(mode).init(["a", "b"]), []
+        for step in range(start, thaw + 60, 5):
+            rates = {"a": 1e-5 if step >= thaw else 0.0, "b": 0.1}
+            moved = 1e-4 * max(0, step - thaw)
+            state, decisions = LiftOff(mode).decide(
+                state, reading(step, {"a": moved, "b": 0.3}), rates, 0.1
+            )
+            found += [
+                (d.step - thaw, d.scale, d.kind == "raise") for d in decisions if d.stage == "a"
+            ]
+        return found
+
+    assert asked(0, 100) == asked(100, 100)
+    assert asked(0, 100)
