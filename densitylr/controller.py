@@ -453,8 +453,8 @@ class DensityLR(Optimizer):
         """The inner optimizer's state dict with our own state, numbers and tensors, beside it.
 
         The bare optimizer loads it, too. With the weights of the twins that are alive in it, a
-        run goes on from it as if it had never stopped; the readings in `history` and the
-        snapshots of ``recover`` are not part of it.
+        run goes on from it as if it had never stopped; the readings in `history`, and the
+        snapshots and peaks of ``recover``, are not part of it.
         """
         ours = {
             "steps": self._steps,
