@@ -1,0 +1,211 @@
+"""What of the overhead can be counted: copies, graphs, memory, losses, the error of the sample."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from densitylr import DensityLR
+from densitylr.history import History
+from densitylr.monitor import DensityMonitor
+from experiments.arms import build_model
+from experiments.config import DataConfig, ModelConfig
+from experiments.data import load
+from experiments.overhead_arms import Case, watched
+
+__all__ = ["compiled", "copies", "growth", "identical_losses", "sample_error"]
+
+
+class _Transfers(TorchFunctionMode):
+    """Counts calls that bring a tensor, whole or as a Python number, to the host."""
+
+    NAMES = ("torch.Tensor.cpu", "torch.Tensor.tolist")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.copies += resolve_name(func) in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+class _Scalars(TorchDispatchMode):
+    """Counts what ``item``, ``bool`` and ``float`` come down to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def copies(case: Case, batch: int, device: torch.device) -> dict[str, int]:
+    """Copies to the host in one probe, from the first hook to the reading, and single numbers.
+
+    The shapes have been seen before: of a new shape it is looked up once which channels are read.
+    """
+    model, optimizer = watched(case, device)
+    x = case.batch(batch)[0].to(device)
+    monitor = optimizer._monitor
+    for _ in range(2):
+        monitor.arm()
+        with _Transfers() as transfers, _Scalars() as scalars:
+            model(x)
+            monitor.collect(0)
+    return {"copies": transfers.copies, "scalars": scalars.reads, "devices": 1}
+
+
+def compiled(steps: int = 20) -> dict[str, int]:
+    """Graphs, breaks and compilations after the first, of a model under ``torch.compile``."""
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = DensityLR(torch.optim.SGD(model.parameters(), lr=0.02), model, pretrained=False)
+    backend = CompileCounterWithBackend("eager")
+    call = torch.compile(model, backend=backend)
+    graphs = []
+    for _ in range(steps):
+        x = torch.randn(16, 6)
+        F.cross_entropy(call(x), x[:, :3].argmax(1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        graphs.append(backend.frame_count)
+    breaks = sum(counters["graph_break"].values())
+    probes = len(optimizer.history)
+    torch._dynamo.reset()
+    return {
+        "graphs": graphs[0],
+        "breaks": breaks,
+        "recompilations": graphs[-1] - graphs[0],
+        "probes": probes,
+    }
+
+
+def growth(steps: int = 40_000, budget: int = 64) -> dict[str, int]:
+    """Memory once the history has been thinned: the largest of the second half − of the first.
+
+    Bytes are compared where the history is as long as it ever gets.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4))
+    monitor = DensityMonitor(model, every=10)
+    monitor.history = History(budget)
+    x = torch.randn(4, 4)
+    # Filled in place: they must not grow themselves.
+    sizes, held = np.zeros(steps // 10, dtype=int), np.zeros(steps // 10, dtype=int)
+    gc.collect()
+    gc.freeze()  # so that to collect again is cheap
+    tracemalloc.start()
+    try:
+        for step in range(steps):
+            model(x)
+            if step % 10 == 9:
+                sizes[step // 10] = len(monitor.history)
+                if len(monitor.history) == budget:
+                    gc.collect()
+                held[step // 10] = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()
+        monitor.close()
+    held[sizes < budget] = 0
+    settled, middle = len(held) // 4, len(held) * 5 // 8
+    return {
+        "steps": steps,
+        "readings": int(max(sizes[middle:]) - max(sizes[settled:middle])),
+        "largest": int(max(sizes)),
+        "bytes": int(max(held[middle:]) - max(held[settled:middle])),
+        "held": int(max(held[middle:])),
+    }
+
+
+def identical_losses(case: Case, batch: int, steps: int, device: torch.device) -> dict[str, Any]:
+    """Whether losses and weights of a run with densitylr are those of one without, bit for bit."""
+    found = []
+    for on in (False, True):
+        model, optimizer = watched(case, device)
+        if not on:
+            optimizer.close()
+        torch.manual_seed(1)
+        losses = []
+        for _ in range(steps):
+            x, y = (t.to(device) for t in case.batch(batch))
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        found.append((losses, [p.detach().clone() for p in model.parameters()]))
+    (plain, weights), (seen, theirs) = found
+    same = all(torch.equal(a, b) for a, b in zip(weights, theirs, strict=True))
+    return {"steps": steps, "losses": plain == seen, "weights": same}
+
+
+def sample_error(
+    device: torch.device, trained: int = 40, batch: int = 64, batches: int = 12
+) -> list[dict[str, Any]]:
+    """The error of the sample in ``near_zero``, beside what the exact number does by itself.
+
+    ResNet-18 on the bundled MNIST sample, untrained and after some steps of SGD. Two monitors, of
+    which one reads every output, read the same forwards of ``batches`` batches.
+
+    Returns:
+        For each state and stage: the mean of the exact number, the root mean square of sampled −
+        exact, and the standard deviation of the exact number from batch to batch.
+    """
+    data = load(DataConfig(name="mnist-sample"))
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="resnet18")).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    monitors = [DensityMonitor(model, every=None, twins=(), exact=e) for e in (False, True)]
+    order = torch.randperm(len(data.train_x))
+
+    def forward(turn: int) -> tuple[Tensor, Tensor]:
+        at = order[(torch.arange(batch) + turn * batch) % len(order)]
+        return model(data.train_x[at].to(device)), data.train_y[at].to(device)
+
+    found, turn = [], 0
+    for state, steps in (("untrained", 0), (f"after {trained} steps", trained)):
+        for _ in range(steps):
+            F.cross_entropy(*forward(turn)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            turn += 1
+        numbers: list[list[list[float]]] = []
+        for _ in range(batches):
+            for monitor in monitors:
+                monitor.arm()
+            forward(turn)
+            turn += 1
+            readings = [monitor.collect(turn) for monitor in monitors]
+            numbers.append(
+                [[s.near_zero for s in r.stages.values()] for r in readings if r is not None]
+            )
+        sampled, exact = np.array(numbers).transpose(1, 2, 0)
+        for i, stage in enumerate(monitors[0].stages):
+            found.append(
+                {
+                    "state": state,
+                    "stage": stage,
+                    "exact": float(exact[i].mean()),
+                    "error": float(np.sqrt(np.mean((sampled[i] - exact[i]) ** 2))),
+                    "noise": float(exact[i].std(ddof=1)),
+                }
+            )
+    for monitor in monitors:
+        monitor.close()
+    return found

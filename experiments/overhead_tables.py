@@ -1,0 +1,242 @@
+"""From the times of the overhead benchmark to tables and to sentences that hold or fail. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+from tabulate import tabulate
+
+from densitylr.cadence import Cadence
+
+__all__ = [
+    "SPANS",
+    "amortised",
+    "case_rows",
+    "disturbed",
+    "lines",
+    "median_interval",
+    "probes",
+    "table",
+]
+
+SPANS = (157, 938, 10_000)
+"""Steps over which the cost is spread: one epoch of 10,000 and of 60,000 images in batches of
+64, and a long run."""
+
+PRIMARY = "mnist"
+LIMIT = 0.01
+TENTH = 0.1
+FLOORS = 3.0
+FLAT = 1.5
+
+NAMES = {
+    "repair": "repair, flat rates (default)",
+    "twins": "every twin alive (observed, geometric)",
+    "recover": "repair with `recover=True`",
+    "fastai": "fastai `ActivationStats(with_hist=True, cpu=False)`, same layers",
+    "fastai-cpu": "fastai `ActivationStats(with_hist=True)`, same layers",
+    "floor": "floor: the sum of the outputs that are read",
+}
+OTHERS = 0.05
+"""Share of the machine's time that others may use before the times are called disturbed."""
+
+Result = Mapping[str, Any]
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """The median and the order statistics that enclose that of the population.
+
+    The interval is the shortest symmetric one with at least the nominal coverage, whatever the
+    distribution; with too few values for any, their range.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    ordered = np.sort(np.asarray(values, dtype=float))
+    n = len(ordered)
+    if n == 0:
+        raise ValueError("the median of no values is not defined")
+    low = max(0, int(binom.ppf((1 - level) / 2, n, 0.5)) - 1)
+    return float(np.median(ordered)), float(ordered[low]), float(ordered[n - 1 - low])
+
+
+def probes(steps: int, every: int = 5, steady: bool = False) -> int:
+    """Probes in so many steps if nothing is ever decided."""
+    cadence, count = Cadence(every, steady=steady), 0
+    for step in range(steps):
+        if step >= cadence.due:
+            cadence.looked(step, decided=False)
+            count += 1
+    return count
+
+
+def amortised(probe: float, quiet: float, steps: int, count: int) -> float:
+    """Cost of a step on average: ``count`` of ``steps`` cost ``probe``, the others ``quiet``."""
+    return (count * probe + (steps - count) * quiet) / steps
+
+
+def case_rows(case: Result) -> list[dict[str, Any]]:
+    """For each arm: its cost at a step with a probe and without, and spread over `SPANS`.
+
+    Arms that are not densitylr are taken at densitylr's own cadence. Costs are the direct ones,
+    in ms; shares are of the bare step.
+    """
+    bare = case["arms"]["bare"]["total"][0]
+    rows = []
+    for arm in (name for name in NAMES if name in case["arms"]):
+        found = case["arms"][arm]
+        spread = []
+        for steps in SPANS:
+            count = probes(steps, steady=arm == "recover")
+            cost = amortised(found["probe"][0], found["quiet"][0], steps, count)
+            spread.append({"steps": steps, "probes": count, "ms": cost, "share": cost / bare})
+        rows.append(
+            {
+                "arm": arm,
+                "name": NAMES[arm],
+                "probe": found["probe"],
+                "quiet": found["quiet"],
+                "difference": found["difference"],
+                "spread": spread,
+            }
+        )
+    return rows
+
+
+def disturbed(machine: Mapping[str, Any]) -> str:
+    """A warning if others used the machine meanwhile; empty if not, or if it is not known."""
+    others = machine["others"]
+    if others is None or others <= OTHERS:
+        return ""
+    return f"other processes used {others:.0%} of the machine meanwhile: the times are disturbed"
+
+
+def table(result: Result) -> str:
+    """The Markdown table of the primary case, with a warning where its times are disturbed."""
+    case = result["cases"][PRIMARY]
+    bare = case["arms"]["bare"]["total"]
+    head = [
+        f"{case['title']}, batch {case['batch']}: {bare[0]:.1f} ms a bare step",
+        "ms, with a probe",
+        "ms, without",
+        *(f"share over {steps:,} steps" for steps in SPANS),
+    ]
+    rows = [
+        [
+            row["name"],
+            f"{row['probe'][0]:.2f}",
+            f"{row['quiet'][0]:.2f}",
+            *(f"{s['share']:.2%}" for s in row["spread"]),
+        ]
+        for row in case_rows(case)
+        if row["arm"] != "floor"
+    ]
+    align = ["left", *["right"] * (len(head) - 1)]
+    text = tabulate(rows, head, tablefmt="github", colalign=align, disable_numparse=True)
+    warning = disturbed(result["machine"])
+    return f"{text}\n\nNot to be relied on: {warning}." if warning else text
+
+
+def _line(text: str, holds: bool | None, evidence: str) -> dict[str, Any]:
+    return {"text": text, "holds": holds, "evidence": evidence}
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    """Each sentence, whether it holds (None: not measured), and the numbers."""
+    case = result["cases"][PRIMARY]
+    arms = case["arms"]
+    rows = {row["arm"]: row for row in case_rows(case)}
+    short, epoch, long = rows["repair"]["spread"]
+    probe, floor = arms["repair"]["probe"], arms["floor"]["probe"]
+    named = f"{case['title']}, batch {case['batch']}"
+    found = [
+        _line(
+            f"{named}: at most 1 % of the training time over {epoch['steps']} steps",
+            epoch["share"] <= LIMIT,
+            f"{epoch['share']:.2%} ({epoch['probes']} probes); over {short['steps']} steps "
+            f"{short['share']:.2%} ({short['probes']}), over {long['steps']:,} "
+            f"{long['share']:.2%} ({long['probes']})",
+        )
+    ]
+    text = f"{named}: a probe takes at most a tenth of fastai's ActivationStats(with_hist=True)"
+    if "fastai-cpu" in arms:
+        theirs = min(arms["fastai"]["probe"][0], arms["fastai-cpu"]["probe"][0])
+        found.append(
+            _line(
+                text,
+                probe[0] <= TENTH * theirs,
+                f"{_ms(probe)} against {theirs:.2f} ms, {probe[0] / theirs:.1%}",
+            )
+        )
+    else:
+        found.append(_line(text, None, "fastai is not installed"))
+    found.append(
+        _line(
+            f"{named}: a probe takes at most {FLOORS:g} times what the sum of its sample takes",
+            probe[0] <= FLOORS * floor[0],
+            f"{_ms(probe)} against {_ms(floor)}, {probe[0] / floor[0]:.1f} times",
+        )
+    )
+    sweep = [(int(n), entry["probe"]) for n, entry in result["batches"].items()]
+    costs = [cost[0] for _, cost in sweep]
+    found.append(
+        _line(
+            f"a probe costs the same at every batch from {sweep[0][0]} to {sweep[-1][0]}, "
+            f"to a factor of {FLAT:g}",
+            max(costs) <= FLAT * min(costs),
+            ", ".join(f"{n}: {cost[0]:.2f} ms" for n, cost in sweep),
+        )
+    )
+    same = result["losses"]
+    found.append(
+        _line(
+            "losses and weights are those of a run without, bit for bit",
+            same["losses"] and same["weights"],
+            f"{same['steps']} steps, {result['cases'][PRIMARY]['title']}",
+        )
+    )
+    graphs = result["compiled"]
+    counted = [graphs[name] for name in ("graphs", "breaks", "recompilations")]
+    found.append(
+        _line(
+            "under torch.compile: one graph, no break, nothing compiled again",
+            counted == [1, 0, 0],
+            "graphs {}, breaks {}, compiled again {}; {} probes".format(*counted, graphs["probes"]),
+        )
+    )
+    copied = result["copies"]
+    found.append(
+        _line(
+            "a probe is one copy to the host for each device",
+            copied["copies"] == copied["devices"] and not copied["scalars"],
+            f"{copied['copies']} copies, {copied['scalars']} single numbers read, "
+            f"{copied['devices']} device",
+        )
+    )
+    grown = result["growth"]
+    found.append(
+        _line(
+            "memory does not grow, by as much as one reading, once the history is thinned",
+            grown["readings"] <= 0 and grown["bytes"] <= 0,
+            f"{grown['steps']:,} steps: {grown['readings']} more readings (at most "
+            f"{grown['largest']}), {grown['bytes']} more bytes of {grown['held']:,}",
+        )
+    )
+    on_gpu = result["machine"]["device"] != "cpu"
+    found.append(
+        _line("the same on a GPU", True if on_gpu else None, "" if on_gpu else "no GPU here")
+    )
+    return found[:-1] if on_gpu else found
+
+
+def _ms(found: Sequence[float]) -> str:
+    return f"{found[0]:.2f} ms ({found[1]:.2f} to {found[2]:.2f})"
+
+
+def said(line: Mapping[str, Any]) -> str:
+    """A sentence of `lines` as it is printed."""
+    state = {True: "holds", False: "fails", None: "not measured"}[line["holds"]]
+    return f"[{state}] {line['text']}\n    {line['evidence']}"
