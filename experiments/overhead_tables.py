@@ -219,10 +219,10 @@ def lines(result: Result) -> list[dict[str, Any]]:
     grown = result["growth"]
     found.append(
         _line(
-            "memory does not grow, by as much as one reading, once the history is thinned",
-            grown["readings"] <= 0 and grown["bytes"] <= 0,
-            f"{grown['steps']:,} steps: {grown['readings']} more readings (at most "
-            f"{grown['largest']}), {grown['bytes']} more bytes of {grown['held']:,}",
+            "memory does not grow once the history is thinned",
+            grown["objects"] <= 0 and grown["largest"] <= grown["budget"],
+            f"{grown['objects']} more objects alive after {grown['steps']:,} steps than half-way; "
+            f"{grown['largest']} readings of at most {grown['budget']}",
         )
     )
     on_gpu = result["machine"]["device"] != "cpu"

@@ -100,7 +100,9 @@ def test_what_is_counted() -> None:
     case: Case = CASES["mlp"]
     assert copies(case, 8, CPU) == {"copies": 1, "scalars": 0, "devices": 1}
     assert identical_losses(case, 8, 3, CPU) == {"steps": 3, "losses": True, "weights": True}
-    assert growth(steps=2000, budget=16)["readings"] == 0
+    grown = growth(steps=2000, budget=16)
+    assert grown["objects"] <= 0
+    assert grown["largest"] <= 16
     found = compiled(steps=4)
     assert [found[k] for k in ("graphs", "breaks", "recompilations")] == [1, 0, 0]
 
