@@ -97,6 +97,14 @@ class History:
             return np.zeros((0, BINS), dtype=np.int64)
         return np.stack([r.stages[stage].histogram for r in self.readings])
 
+    def shares(self, stage: str) -> np.ndarray:
+        """`histogram` as shares of the outputs read, float64 ``[readings, BINS]``.
+
+        How many are read changes when a stage's twin is let go, and with the batch.
+        """
+        counts = self.histogram(stage)
+        return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
     def record(
         self,
         reading: Reading,

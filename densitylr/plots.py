@@ -33,7 +33,8 @@ _STYLES = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 _DOTTED = (0, (1, 2))
 _STEP = "optimizer step"
 _MAGNITUDE = "|a| / untrained RMS"
-_COUNT = "outputs in a bin (log scale)"
+_SHARE = "share of the outputs in a bin (log scale)"
+_LEAST = 1e-4
 _DECISION_COLOUR = "#d55e00"
 
 # The outer bins are open: drawn one bin wide, as far below and above the edges.
@@ -63,7 +64,7 @@ def density_heatmap(history: History, stage: str) -> Figure:
     axes = figure.subplots()
     mesh = _draw_heatmap(axes, history, stage, _norm(history, [stage]))
     axes.set(xlabel=_STEP, ylabel=_MAGNITUDE)
-    figure.colorbar(mesh, ax=axes, label=_COUNT)
+    figure.colorbar(mesh, ax=axes, label=_SHARE)
     _line_key(figure, history, [stage])
     return figure
 
@@ -192,7 +193,7 @@ def _draw_grid(figure: Any, history: History, names: Sequence[str]) -> None:
             axes.tick_params(labelbottom=True)
     label = _MAGNITUDE if rows == 1 else f"activation magnitude, {_MAGNITUDE}"
     figure.supylabel(label, fontsize="medium")
-    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_COUNT, aspect=12 * rows)
+    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_SHARE, aspect=12 * rows)
 
 
 def _line_key(figure: Figure, history: History, names: Sequence[str]) -> None:
@@ -206,12 +207,11 @@ def _line_key(figure: Figure, history: History, names: Sequence[str]) -> None:
 
 
 def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> QuadMesh:
-    """One stage's counts; the caller labels the axes and draws the colour bar."""
-    counts = history.histogram(stage).T.astype(float)
+    """One stage's shares; the caller labels the axes and draws the colour bar."""
     mesh = axes.pcolormesh(
         _step_bounds(history.steps),
         _BOUNDS,
-        np.ma.masked_less_equal(counts, 0),
+        np.ma.masked_less_equal(history.shares(stage).T, 0),
         norm=norm,
         cmap="viridis",
         rasterized=True,
@@ -387,9 +387,9 @@ def _grid(n: int) -> tuple[int, int]:
 
 
 def _norm(history: History, names: Sequence[str]) -> LogNorm:
-    """One colour scale for the named stages, from a count of 1 to the largest."""
-    largest = max(int(history.histogram(name).max()) for name in names)
-    return LogNorm(vmin=1, vmax=max(largest, 2))
+    """One colour scale for the named stages, up to the largest share; less than the least is it."""
+    largest = max(float(history.shares(name).max()) for name in names)
+    return LogNorm(vmin=_LEAST, vmax=max(largest, 2 * _LEAST), clip=True)
 
 
 def _step_bounds(steps: np.ndarray) -> np.ndarray:

@@ -109,20 +109,20 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
     if not seen:
         return None
     stages = list(dict.fromkeys(stage for _, history in seen for stage in history.stages))
-    largest = max(int(h.histogram(s).max()) for _, h in seen for s in h.stages)
+    largest = max(float(h.shares(s).max()) for _, h in seen for s in h.stages)
     ratio = EDGES[1] / EDGES[0]
     edges = np.array([EDGES[0] / ratio, *EDGES, EDGES[-1] * ratio])
 
     def draw(figure: Figure, theme: dict[str, Any]) -> None:
         grid = figure.subplots(len(stages), len(seen), sharex=True, sharey=True, squeeze=False)
-        norm = LogNorm(1, max(10, largest))
+        norm = LogNorm(1e-4, max(1e-3, largest), clip=True)
         image = None
         for row, stage in zip(grid, stages, strict=True):
             for axes, (_, history) in zip(row, seen, strict=True):
                 axes.set_facecolor(theme["faint"])
                 if stage in history.stages:
-                    counts = np.ma.masked_less(history.histogram(stage).T, 1)
-                    image = axes.pcolormesh(_between(history.steps), edges, counts, norm=norm)
+                    shares = np.ma.masked_less_equal(history.shares(stage).T, 0)
+                    image = axes.pcolormesh(_between(history.steps), edges, shares, norm=norm)
                 axes.axhline(TAU, color="#ff3b30", linewidth=1.4, linestyle="--")
                 axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             row[0].set_yscale("log")
@@ -136,7 +136,7 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
             axes.set_xlabel("optimizer step")
         if image is not None:
             bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.01)
-            bar.set_label("outputs per probe", color=theme["ink"])
+            bar.set_label("share of the outputs in a bin", color=theme["ink"])
 
     arms = ", ".join(run.arm for run, _ in seen)
     return rendered(
@@ -144,7 +144,7 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
         (2.6 * len(seen) + 1.4, 1.15 * len(stages) + 0.6),
         alt=f"Heatmaps of activation magnitudes over steps for {', '.join(stages)} in {arms}, "
         f"seed {seen[0][0].seed}: {_moved(seen, stages)}.",
-        caption=f"How many outputs have which magnitude, seed {seen[0][0].seed}: |a| against the "
+        caption=f"What share of the outputs has which magnitude, seed {seen[0][0].seed}: |a| against the "
         f"untrained layer's RMS. Below the dashed line, at {TAU:g}, an output counts as near zero. "
         "The lowest and the highest row of bins hold everything beyond them.",
         wide=True,

@@ -79,16 +79,21 @@ def test_unknown_or_no_stages():
         plots.density_heatmaps(history, [])
 
 
-def test_heatmap_colours_are_the_log_counts():
+def test_heatmap_colours_are_the_log_shares_however_many_were_read():
     history = made_up(2, 8)
+    for reading in history.readings[4:]:
+        counts = reading.stages["stage1"].histogram
+        counts *= 16
     axes = plots.density_heatmap(history, "stage1").axes[0]
     (mesh,) = axes.collections
     counts = history.histogram("stage1").T
+    shares = counts / counts.sum(0)
     drawn = mesh.get_array()
     assert drawn.shape == (BINS, 8)
     assert np.array_equal(drawn.mask, counts == 0)
     colours = mesh.norm(drawn)
-    expected = np.log(np.maximum(counts, 1)) / np.log(counts.max())
+    least = np.log(1e-4)
+    expected = (np.log(np.maximum(shares, 1e-4)) - least) / (np.log(shares.max()) - least)
     assert np.allclose(colours.compressed(), expected[counts > 0])
 
 
