@@ -97,13 +97,17 @@ class History:
             return np.zeros((0, BINS), dtype=np.int64)
         return np.stack([r.stages[stage].histogram for r in self.readings])
 
-    def shares(self, stage: str) -> np.ndarray:
-        """`histogram` as shares of the outputs read, float64 ``[readings, BINS]``.
+    def density(self, stage: str) -> np.ndarray:
+        """Share of the outputs per octave of magnitude, float64 ``[readings, BINS]``.
 
-        How many are read changes when a stage's twin is let go, and with the batch.
+        Unlike counts it depends neither on how many outputs were read, which changes when a
+        stage's twin is let go, nor on the widths of the bins. The two outer bins, which have no
+        end, count as wide as their neighbours.
         """
         counts = self.histogram(stage)
-        return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        octaves = np.diff(np.log2(EDGES))
+        octaves = np.array([octaves[0], *octaves, octaves[-1]])
+        return counts / np.maximum(counts.sum(1, keepdims=True), 1) / octaves
 
     def record(
         self,

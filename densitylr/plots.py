@@ -33,7 +33,7 @@ _STYLES = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 _DOTTED = (0, (1, 2))
 _STEP = "optimizer step"
 _MAGNITUDE = "|a| / untrained RMS"
-_SHARE = "share of the outputs in a bin (log scale)"
+_DENSITY = "share of the outputs per octave (log scale)"
 _LEAST = 1e-4
 _DECISION_COLOUR = "#d55e00"
 
@@ -64,7 +64,7 @@ def density_heatmap(history: History, stage: str) -> Figure:
     axes = figure.subplots()
     mesh = _draw_heatmap(axes, history, stage, _norm(history, [stage]))
     axes.set(xlabel=_STEP, ylabel=_MAGNITUDE)
-    figure.colorbar(mesh, ax=axes, label=_SHARE)
+    figure.colorbar(mesh, ax=axes, label=_DENSITY)
     _line_key(figure, history, [stage])
     return figure
 
@@ -193,7 +193,7 @@ def _draw_grid(figure: Any, history: History, names: Sequence[str]) -> None:
             axes.tick_params(labelbottom=True)
     label = _MAGNITUDE if rows == 1 else f"activation magnitude, {_MAGNITUDE}"
     figure.supylabel(label, fontsize="medium")
-    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_SHARE, aspect=12 * rows)
+    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_DENSITY, aspect=12 * rows)
 
 
 def _line_key(figure: Figure, history: History, names: Sequence[str]) -> None:
@@ -207,11 +207,11 @@ def _line_key(figure: Figure, history: History, names: Sequence[str]) -> None:
 
 
 def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> QuadMesh:
-    """One stage's shares; the caller labels the axes and draws the colour bar."""
+    """One stage's density; the caller labels the axes and draws the colour bar."""
     mesh = axes.pcolormesh(
         _step_bounds(history.steps),
         _BOUNDS,
-        np.ma.masked_less_equal(history.shares(stage).T, 0),
+        np.ma.masked_less_equal(history.density(stage).T, 0),
         norm=norm,
         cmap="viridis",
         rasterized=True,
@@ -387,8 +387,8 @@ def _grid(n: int) -> tuple[int, int]:
 
 
 def _norm(history: History, names: Sequence[str]) -> LogNorm:
-    """One colour scale for the named stages, up to the largest share; less than the least is it."""
-    largest = max(float(history.shares(name).max()) for name in names)
+    """One colour scale for the named stages, up to the largest density."""
+    largest = max(float(history.density(name).max()) for name in names)
     return LogNorm(vmin=_LEAST, vmax=max(largest, 2 * _LEAST), clip=True)
 
 

@@ -29,16 +29,16 @@ def draw(runs: dict[str, Run], stage: str) -> Figure:
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     panels = figure.subplots(1, len(ARMS), sharey=True)
     histories = {arm: runs[arm].history for arm in ARMS}
-    top = max(h.shares(stage).max() for h in histories.values() if h is not None)
+    top = max(h.density(stage).max() for h in histories.values() if h is not None)
     for axes, (arm, title) in zip(panels, ARMS.items(), strict=True):
         history = histories[arm]
         assert history is not None
-        shares = history.shares(stage)[:, :-1].T
+        density = history.density(stage)[:, :-1].T
         steps = history.steps
         mesh = axes.pcolormesh(
             [*steps, 2 * steps[-1] - steps[-2]],
             [EDGES[0] ** 2 / EDGES[1], *EDGES],
-            np.ma.masked_less_equal(shares, 0),
+            np.ma.masked_less_equal(density, 0),
             norm=LogNorm(1e-4, top, clip=True),
             rasterized=True,
         )
@@ -50,7 +50,7 @@ def draw(runs: dict[str, Run], stage: str) -> Figure:
         accuracy = runs[arm].final["accuracy"]
         axes.set_title(f"{title}\ntest accuracy {accuracy:.1%}", fontsize="medium")
     panels[0].set_ylabel(f"|output of {stage}| / untrained RMS")
-    figure.colorbar(mesh, ax=panels, label="share of the outputs in a bin (log scale)")
+    figure.colorbar(mesh, ax=panels, label="share of the outputs per octave (log scale)")
     return figure
 
 

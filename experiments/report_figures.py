@@ -109,7 +109,7 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
     if not seen:
         return None
     stages = list(dict.fromkeys(stage for _, history in seen for stage in history.stages))
-    largest = max(float(h.shares(s).max()) for _, h in seen for s in h.stages)
+    largest = max(float(h.density(s).max()) for _, h in seen for s in h.stages)
     ratio = EDGES[1] / EDGES[0]
     edges = np.array([EDGES[0] / ratio, *EDGES, EDGES[-1] * ratio])
 
@@ -121,8 +121,8 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
             for axes, (_, history) in zip(row, seen, strict=True):
                 axes.set_facecolor(theme["faint"])
                 if stage in history.stages:
-                    shares = np.ma.masked_less_equal(history.shares(stage).T, 0)
-                    image = axes.pcolormesh(_between(history.steps), edges, shares, norm=norm)
+                    density = np.ma.masked_less_equal(history.density(stage).T, 0)
+                    image = axes.pcolormesh(_between(history.steps), edges, density, norm=norm)
                 axes.axhline(TAU, color="#ff3b30", linewidth=1.4, linestyle="--")
                 axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             row[0].set_yscale("log")
@@ -136,7 +136,7 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
             axes.set_xlabel("optimizer step")
         if image is not None:
             bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.01)
-            bar.set_label("share of the outputs in a bin", color=theme["ink"])
+            bar.set_label("share of the outputs per octave", color=theme["ink"])
 
     arms = ", ".join(run.arm for run, _ in seen)
     return rendered(
@@ -144,8 +144,8 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
         (2.6 * len(seen) + 1.4, 1.15 * len(stages) + 0.6),
         alt=f"Heatmaps of activation magnitudes over steps for {', '.join(stages)} in {arms}, "
         f"seed {seen[0][0].seed}: {_moved(seen, stages)}.",
-        caption=f"What share of the outputs has which magnitude, seed {seen[0][0].seed}: |a| against the "
-        f"untrained layer's RMS. Below the dashed line, at {TAU:g}, an output counts as near zero. "
+        caption=f"What share of the outputs has which magnitude, seed {seen[0][0].seed}: |a| "
+        f"against the untrained layer's RMS. Below the dashed line, at {TAU:g}, an output counts as near zero. "
         "The lowest and the highest row of bins hold everything beyond them.",
         wide=True,
     )

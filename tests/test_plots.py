@@ -79,7 +79,7 @@ def test_unknown_or_no_stages():
         plots.density_heatmaps(history, [])
 
 
-def test_heatmap_colours_are_the_log_shares_however_many_were_read():
+def test_heatmap_colours_are_the_log_density_however_many_were_read():
     history = made_up(2, 8)
     for reading in history.readings[4:]:
         counts = reading.stages["stage1"].histogram
@@ -87,13 +87,15 @@ def test_heatmap_colours_are_the_log_shares_however_many_were_read():
     axes = plots.density_heatmap(history, "stage1").axes[0]
     (mesh,) = axes.collections
     counts = history.histogram("stage1").T
-    shares = counts / counts.sum(0)
+    octaves = np.diff(np.log2(EDGES))
+    widths = np.array([octaves[0], *octaves, octaves[-1]])
+    density = counts / counts.sum(0) / widths[:, None]
     drawn = mesh.get_array()
     assert drawn.shape == (BINS, 8)
     assert np.array_equal(drawn.mask, counts == 0)
     colours = mesh.norm(drawn)
     least = np.log(1e-4)
-    expected = (np.log(np.maximum(shares, 1e-4)) - least) / (np.log(shares.max()) - least)
+    expected = (np.log(np.maximum(density, 1e-4)) - least) / (np.log(density.max()) - least)
     assert np.allclose(colours.compressed(), expected[counts > 0])
 
 
