@@ -145,7 +145,8 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
         alt=f"Heatmaps of activation magnitudes over steps for {', '.join(stages)} in {arms}, "
         f"seed {seen[0][0].seed}: {_moved(seen, stages)}.",
         caption=f"What share of the outputs has which magnitude, seed {seen[0][0].seed}: |a| "
-        f"against the untrained layer's RMS. Below the dashed line, at {TAU:g}, an output counts as near zero. "
+        f"against the untrained layer's RMS. Below the dashed line, at {TAU:g}, an output counts "
+        "as near zero. "
         "The lowest and the highest row of bins hold everything beyond them.",
         wide=True,
     )
