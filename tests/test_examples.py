@@ -15,10 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 def output_of(example: str, *arguments: str, where: Path) -> str:
     """What an example prints, run in a folder of its own."""
+    # MLflow leaves its current experiment in the environment.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / example, *arguments],
         cwd=where,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -41,4 +41,4 @@ def test_an_example_finds_and_repairs(
     flat, ill, repaired = map(float, found.groups())
     assert ill < flat - 0.1
     assert repaired > ill + 0.8 * (flat - ill)
-    assert "is starved since step 2" in printed
+    assert re.search(r"is starved since step [24]:", printed)  # 4 where the schedule starts from 0

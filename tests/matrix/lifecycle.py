@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import pickle
 import subprocess
 import sys
@@ -230,7 +231,10 @@ def _new_process() -> None:
     model(batches(1)[0][0])
     with tempfile.TemporaryDirectory() as name:
         torch.save(model, Path(name) / "model")
-        subprocess.run([sys.executable, "-c", _LOADING, name], check=True)
+        # Bit for bit the same only with as many threads.
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command = [sys.executable, "-c", _LOADING, name]
+        subprocess.run(command, check=True, env={**os.environ, **threads})
         found = torch.load(Path(name) / "gradients")
     copied = copy.deepcopy(model)
     for x, y in batches(2):
