@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,8 @@ def python(*command: str, folder: Path, **more: str) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         timeout=300,
+        # A shell's background jobs ignore Ctrl-C, and so would theirs.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
