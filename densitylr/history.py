@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,29 @@ _NUMBERS = tuple(
     f.name for f in dataclasses.fields(StageReading) if f.name not in ("estimator", "histogram")
 )
 _EXTRA = ("rate", "scale")
+
+TABLE_HEADER = ("step", "stage", *_NUMBERS, "estimator", *_EXTRA, "decision", "reason")
+
+
+def table_rows(
+    reading: Reading,
+    rates: Mapping[str, float],
+    scales: Mapping[str, float],
+    decisions: Mapping[str, Decision],
+) -> Iterator[list[Any]]:
+    """A row of `TABLE_HEADER` for each stage of a reading; ``decisions`` by stage."""
+    for stage, seen in reading.stages.items():
+        decision = decisions.get(stage)
+        yield [
+            reading.step,
+            stage,
+            *(getattr(seen, name) for name in _NUMBERS),
+            seen.estimator,
+            rates.get(stage, ""),
+            scales.get(stage, ""),
+            decision.kind if decision else "",
+            decision.reason if decision else "",
+        ]
 
 
 class History:
@@ -218,25 +241,12 @@ class History:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a table: one row a reading and stage, with the decision taken there, if any."""
-        reasons = {(d.step, d.stage): d for d in self.decisions}
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["step", "stage", *_NUMBERS, "estimator", *_EXTRA, "decision", "reason"])
+            table.writerow(TABLE_HEADER)
             for reading, rates, scales in self.observations():
-                for stage, seen in reading.stages.items():
-                    decision = reasons.get((reading.step, stage))
-                    table.writerow(
-                        [
-                            reading.step,
-                            stage,
-                            *(getattr(seen, n) for n in _NUMBERS),
-                            seen.estimator,
-                            rates.get(stage, ""),
-                            scales.get(stage, ""),
-                            decision.kind if decision else "",
-                            decision.reason if decision else "",
-                        ]
-                    )
+                decided = {d.stage: d for d in self.decisions if d.step == reading.step}
+                table.writerows(table_rows(reading, rates, scales, decided))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing but the decisions: readings belong in `save`, not in a checkpoint."""

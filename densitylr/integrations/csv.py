@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from densitylr.records import Decision, Reading, StageReading
+from densitylr.history import TABLE_HEADER, table_rows
+from densitylr.records import Decision, Reading
 
 __all__ = ["CSVSink"]
-
-_NUMBERS = tuple(
-    f.name for f in dataclasses.fields(StageReading) if f.name not in ("estimator", "histogram")
-)
-_HEADER = ("step", "stage", *_NUMBERS, "estimator", "rate", "scale", "decision", "reason")
 
 
 class CSVSink:
@@ -52,20 +47,7 @@ class CSVSink:
         decided = {d.stage: d for d in decisions}
         rows = io.StringIO(newline="")
         table = csv.writer(rows)
-        for stage, seen in reading.stages.items():
-            decision = decided.get(stage)
-            table.writerow(
-                [
-                    reading.step,
-                    stage,
-                    *(getattr(seen, name) for name in _NUMBERS),
-                    seen.estimator,
-                    rates.get(stage, ""),
-                    scales.get(stage, ""),
-                    decision.kind if decision else "",
-                    decision.reason if decision else "",
-                ]
-            )
+        table.writerows(table_rows(reading, rates, scales, decided))
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             file.write(rows.getvalue())
 
@@ -76,10 +58,10 @@ class CSVSink:
         """What the file holds, without its header."""
         with open(self.path, newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
-        if header != list(_HEADER):
+        if header != list(TABLE_HEADER):
             raise ValueError(
                 f"{self.path} exists and is no table of readings: its first row is {header[:3]} …, "
-                f"not {list(_HEADER[:3])} …"
+                f"not {list(TABLE_HEADER[:3])} …"
             )
         return rows
 
@@ -89,7 +71,7 @@ class CSVSink:
         try:
             with open(partial, "w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
-                table.writerow(_HEADER)
+                table.writerow(TABLE_HEADER)
                 table.writerows(row for row in kept if int(row[0]) < step)
             os.replace(partial, self.path)
         finally:
