@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from experiments.results import Run
 
-__all__ = ["LABELS", "Study", "discrepancies", "study_of", "when"]
+__all__ = ["LABELS", "Study", "discrepancies", "judged_on", "study_of", "when"]
 
 LABELS = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
-    "test_loss": "test loss",
+    "test_loss": "loss",
     "steps": "steps to target",
 }
 
@@ -81,6 +81,14 @@ def when(study: Study, runs: Sequence[Run]) -> tuple[str, bool]:
             True,
         )
     return f"Written {study.written}; {first}.", False
+
+
+def judged_on(runs: Sequence[Run]) -> str:
+    """What accuracy, macro-F1 and loss are of, in words: the test set, or held-out examples."""
+    data = [d for run in runs if isinstance(d := run.config.get("data"), dict)]
+    held = sorted({_positive(d.get("holdout")) is not None for d in data})
+    words = ("the test set", "examples held out of the training set; the test set is not touched")
+    return " in some runs, in others of ".join(words[h] for h in held) or "unknown examples"
 
 
 def _positive(value: object) -> float | None:

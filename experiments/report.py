@@ -19,7 +19,7 @@ from pathlib import Path
 import jinja2
 
 from experiments.comparison import HIGHER_IS_BETTER, Bench, benches
-from experiments.declaration import LABELS, study_of, when
+from experiments.declaration import LABELS, judged_on, study_of, when
 from experiments.fairness import tuned_sentence, width_words
 from experiments.gauntlet.rivals import RIVALS
 from experiments.report_sections import gap_sentence, reading, same_sentence, section
@@ -55,6 +55,7 @@ def render(runs: Sequence[Run], sources: Sequence[str] = ("FOLDER",)) -> str:
         higher=HIGHER_IS_BETTER,
         notes=notes,
         written=when(study, runs),
+        judged=judged_on(runs),
         sections=[section(bench, arms, _levels(bench, rivals)) for bench in compared],
         benches=per_optimizer,
         statuses=[s for s in STATUSES if s != "duplicate" or any(r.status == s for r in runs)],

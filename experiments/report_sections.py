@@ -19,7 +19,12 @@ from experiments.targets import Reached, reached
 __all__ = ["gap_sentence", "reading", "same_sentence", "section"]
 
 _SHOWN = 4  # controlled arms whose rates are drawn
-_CURVES = (("accuracy", "test accuracy"), ("test_loss", "test loss"), ("train_loss", "train loss"))
+_CURVES = (
+    ("accuracy", "accuracy"),
+    ("macro_f1", "macro-F1"),
+    ("test_loss", "loss"),
+    ("train_loss", "training loss"),
+)
 
 
 def section(bench: Bench, arms: Sequence[str], rivals: Mapping[str, float]) -> dict[str, Any]:

@@ -93,9 +93,21 @@ def test_page_is_sound_and_needs_no_network(page: str) -> None:
     assert "@import" not in style
     tags = [tag for tag, _ in parsed.tags]
     assert tags.count("table") == tags.count("caption") > 5
-    assert tags.count("figure") == tags.count("figcaption") == 6 + 1 + 2 * 4 + 1
+    assert tags.count("figure") == tags.count("figcaption") == 8 + 1 + 2 * 4 + 1
     assert "prefers-color-scheme" in style
     assert "@media print" in style
+
+
+def test_page_says_what_was_judged_on(sweep: Path, page: str) -> None:
+    assert "loss are those of the test set." in page
+    runs = find_runs([sweep])
+    for run in runs[:-1]:
+        run.config["data"]["holdout"] = 0.5
+    said = "the test set in some runs, in others of examples held out of the training set"
+    assert said in report.render(runs)
+    for run in runs:
+        del run.config["data"]
+    assert "those of unknown examples" in report.render(runs)
 
 
 def test_sections_stand_in_order(page: str) -> None:
