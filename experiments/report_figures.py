@@ -26,6 +26,7 @@ __all__ = ["Picture", "curve", "heatmaps", "rendered"]
 
 Array = npt.NDArray[np.float64]
 _POINTS = 1000  # of a mean curve: more than a panel has pixels
+_WIDE = 4  # largest over least loss: below it a log axis has next to no ticks
 _MANY = 20  # runs of an arm above which their spread is drawn instead of each
 
 
@@ -83,7 +84,8 @@ def curve(
             )
         axes.set_xlabel("optimizer step" if x == "step" else "seconds since the start")
         axes.set_ylabel(label)
-        if "loss" in y and all((v > 0).all() for seeds in lines.values() for _, v, _ in seeds):
+        low, high = axes.dataLim.intervaly
+        if "loss" in y and 0 < low and high > _WIDE * low:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(_plain))
             axes.yaxis.set_minor_formatter(FuncFormatter(_plain))
