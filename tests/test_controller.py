@@ -188,6 +188,23 @@ def test_recorded_run_says_the_same_in_simulation() -> None:
             assert law == wrapped._law
 
 
+def test_observe_only_may_be_set_for_a_while() -> None:
+    ours, bare = net(), net()
+    plain = starved(bare)
+    wrapped = DensityLR(starved(ours), ours, policy=Fixed({"0": 100.0}))
+    wrapped.observe_only = True
+    for batch in batches(3):
+        one_step(ours, wrapped, batch)
+        one_step(bare, plain, batch)
+    assert same(ours, bare)
+    assert set(wrapped.scales.values()) == {1.0}
+    wrapped.observe_only = False
+    assert wrapped.scales["0"] == 100.0
+    one_step(ours, wrapped, batches(1)[0])
+    one_step(bare, plain, batches(1)[0])
+    assert not same(ours, bare)
+
+
 def test_gradient_accumulation_probes_once_a_step() -> None:
     model = net()
     wrapped = DensityLR(sgd(model), model, policy=Fixed(), every=1)

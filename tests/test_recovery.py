@@ -454,6 +454,22 @@ def test_after_a_checkpoint_is_loaded_we_have_not_given_up() -> None:
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
 
 
+def test_a_state_dict_that_the_optimizer_refuses_takes_no_snapshot_away() -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model), model, every=1, recover=True)
+    for batch in batches(3):
+        one_step(model, wrapped, batch)
+    other = wrapped.state_dict()
+    other["param_groups"] = other["param_groups"] * 2
+    before = numbers_of(wrapped.state_dict())
+    with pytest.raises(ValueError, match="parameter group"):
+        wrapped.load_state_dict(other)
+    assert numbers_of(wrapped.state_dict()) == before
+    one_step(model, wrapped, spoiled(batches(1)[0]))
+    assert len(events(wrapped)) == 1
+    assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
 def test_closures_go_back_too() -> None:
     model = net()
     wrapped = DensityLR(sgd(model), model, every=4, recover=True)
@@ -484,7 +500,7 @@ def test_parameters_that_are_nan_mend_although_grad_scaler_takes_no_step() -> No
         scaler.update()
     assert len(events(wrapped)) == 1
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
-    assert wrapped._steps > 20
+    assert wrapped._decider.steps > 20
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:

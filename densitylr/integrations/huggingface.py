@@ -16,7 +16,8 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
-from densitylr.controller import STATE_KEY, DensityLR
+from densitylr.checkpoint import STATE_KEY
+from densitylr.controller import DensityLR
 from densitylr.monitor import DensityMonitor
 
 __all__ = ["DensityCallback"]
@@ -99,7 +100,7 @@ class DensityCallback(TrainerCallback, ExportableState):
             if ours is not None:
                 if untrained is not None and untrained[0] is model:
                     self.controller._monitor.close()
-                    self.controller._monitor, untrained = untrained[1], None
+                    self.controller._decider.monitor, untrained = untrained[1], None
                 ours = _with_twins(ours, self.controller._monitor.state_dict())
                 self.controller.load_state_dict({**optimizer.state_dict(), STATE_KEY: ours})
         if untrained is not None:

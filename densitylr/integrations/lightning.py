@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from densitylr.controller import STATE_KEY, DensityLR
+from densitylr.checkpoint import STATE_KEY
+from densitylr.controller import DensityLR
 from densitylr.records import Decision, Reading
 from densitylr.sinks import Sink, scalars
 

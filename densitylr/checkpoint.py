@@ -1,0 +1,68 @@
+"""What a `DensityLR` adds to the state dict of its optimizer, and how it is found there again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from densitylr.policy import LawState
+
+__all__ = ["STATE_KEY", "joined", "parted"]
+
+STATE_KEY = "densitylr"
+"""In a state dict: ours."""
+
+
+def joined(inner: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The inner optimizer's state dict with ours beside it; the bare optimizer loads it, too."""
+    # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same
+    # keys at loading: a fresh DensityLR has other twins and decisions.
+    return {**inner, STATE_KEY: (ours,)}
+
+
+def parted(
+    state_dict: Mapping[str, Any], mode: str, stages: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The inner optimizer's state dict and ours, complete; None, with a warning, without any.
+
+    To be called where the user's call arrives.
+
+    Args:
+        state_dict: what `joined` has made, in this version or an earlier one, or the state dict
+            of a bare optimizer.
+        mode: of the `DensityLR` that it is for.
+        stages: the names of its stages.
+
+    Raises:
+        ValueError: it is of another mode or of other stages.
+    """
+    inner = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+    found = state_dict.get(STATE_KEY)
+    if isinstance(found, tuple):  # it was a dictionary once
+        (found,) = found
+    if found is None:
+        warnings.warn(
+            "the state dict has no DensityLR state (it is a bare optimizer's): the scales start "
+            "anew",
+            UserWarning,
+            stacklevel=3,
+        )
+        return inner, None
+    if found["mode"] != mode:
+        raise ValueError(f"the state dict is of mode {found['mode']!r}, this DensityLR of {mode!r}")
+    unknown = found["law"].keys() - stages
+    if unknown:
+        raise ValueError(f"the state dict has stages {sorted(unknown)}, this model {list(stages)}")
+    law = LawState.from_dict(found["law"])
+    waiting = [name for name, stage in law.stages.items() if not stage.lifted]
+    if waiting and "taps" not in found:
+        warnings.warn(
+            f"the state dict was saved without untrained twins: {', '.join(waiting)} will be "
+            "compared with the weights this DensityLR was made with",
+            UserWarning,
+            stacklevel=3,
+        )
+    steps = found["steps"]
+    added = {"due": steps, "decided": steps, "first": 0, "twins_due": True, "taps": {}}
+    return inner, {**added, **found}
