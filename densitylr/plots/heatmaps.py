@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
-from densitylr.density import EDGES, TAU
-from densitylr.history import History
+from densitylr.density import TAU
+from densitylr.history import BOUNDS, History
 from densitylr.plots.looks import STEP, check, step_ticks
 
 __all__ = ["density_heatmap", "density_heatmaps", "draw_grid", "grid_shape"]
@@ -24,9 +24,6 @@ _MAGNITUDE = "|a| / untrained RMS"
 _DENSITY = "share of the outputs per octave (log scale)"
 _LEAST = 1e-4
 _DECISION_COLOUR = "#d55e00"
-
-# The outer bins are open: drawn one bin wide, as far below and above the edges.
-_BOUNDS = np.array([EDGES[0] ** 2 / EDGES[1], *EDGES, EDGES[-1] ** 2 / EDGES[-2]])
 
 
 def density_heatmap(history: History, stage: str) -> Figure:
@@ -109,7 +106,7 @@ def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> Qu
     """One stage's density; the caller labels the axes and draws the colour bar."""
     mesh = axes.pcolormesh(
         _step_bounds(history.steps),
-        _BOUNDS,
+        BOUNDS,
         np.ma.masked_less_equal(history.density(stage).T, 0),
         norm=norm,
         cmap="viridis",
