@@ -59,8 +59,9 @@ class DensityLR(Stepping):
             for long (a twentieth of that time). With ``recover`` it is never more.
         policy: another `Policy` than ``LiftOff(mode)``; ``mode`` is then only a name.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
-            decided by a test of the weights; one trained stage is enough. A stage of a far too
-            large or small initial spread keeps its rate, too.
+            decided by a test of the weights; one trained stage is enough, and the first step
+            warns of it, unless a state dict of ours has been loaded by then, which knows better.
+            A stage of a far too large or small initial spread keeps its rate, too.
         observe_only: decide and record, but leave every rate alone.
         recover: when training collapses, go back to the last healthy state and go on with no
             larger rates than it had; see `densitylr.recovery.Recovery` for the rules and the
@@ -137,8 +138,7 @@ class DensityLR(Stepping):
         rates = StageRates(optimizer, self.stages)
         free = [name for name in self.stages if name not in self._pretrained]
         state = self.policy.init(free)
-        if pretrained is None:
-            self._tell_kept(*rates.now())
+        self._kept = self._kept_back(*rates.now()) if pretrained is None else ""
         twins = {*free, *untrainable(self.stages)}  # what is frozen may thaw
         monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
         monitor.ranks = self._ranks
@@ -157,17 +157,6 @@ class DensityLR(Stepping):
         self._attach(stepping, decider)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]
         monitor.arm()
-
-    def _tell_kept(self, rates: Mapping[str, float], ceiling: float) -> None:
-        """Warn of stages that ``repair`` would raise, were their weights not trained already."""
-        kept = [n for n in self._pretrained if n not in self._gains and 0 < rates[n] < ceiling]
-        if kept:
-            warnings.warn(
-                f"{', '.join(kept)}: not an untrained initialisation, so the rate is left alone "
-                f"({self._pretrained[kept[0]]}); pass pretrained=False to have it repaired",
-                UserWarning,
-                stacklevel=3,
-            )
 
     # What is shown
 
@@ -224,6 +213,24 @@ class DensityLR(Stepping):
     def _law(self) -> LawState:
         return self._decider.law
 
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Not before the first step: until then a checkpoint may come, of a run in which these
+        # weights were not trained yet.
+        told, self._kept = self._kept, ""
+        if told:
+            warnings.warn(told, UserWarning, stacklevel=2)
+        return super()._before_step(args, kwargs)
+
+    def _kept_back(self, rates: Mapping[str, float], ceiling: float) -> str:
+        """What to say of stages that ``repair`` would raise, were their weights untrained."""
+        kept = [n for n in self._pretrained if n not in self._gains and 0 < rates[n] < ceiling]
+        if not kept:
+            return ""
+        return (
+            f"{', '.join(kept)}: not an untrained initialisation, so the rate is left alone "
+            f"({self._pretrained[kept[0]]}); pass pretrained=False to have it repaired"
+        )
+
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,5 +256,6 @@ class DensityLR(Stepping):
         if self._recovery is not None:
             self._recovery.forget()
         if ours is not None:
+            self._kept = ""  # which stages are free is known from the run that goes on
             self._gains = ours.get("gains", self._gains)
             self._decider.load_state_dict(ours)

@@ -7,7 +7,6 @@ import gc
 import io
 import logging
 import pickle
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -109,18 +108,42 @@ def test_weights_that_were_trained_are_left_alone_with_a_warning() -> None:
     model = net()
     with torch.no_grad():
         model[0].weight.add_(0.5)
+    wrapped = DensityLR(starved(model), model, every=1)
     with pytest.warns(UserWarning, match="0: not an untrained initialisation"):
-        wrapped = DensityLR(starved(model), model, every=1)
-    for batch in batches(8):
+        one_step(model, wrapped, batches(8)[0])
+    for batch in batches(8)[1:]:  # and no more
         one_step(model, wrapped, batch)
     assert wrapped.scales["0"] == 1.0
     assert not [d for d in wrapped.history.decisions if d.stage == "0"]
     model = net()
     with torch.no_grad():
         model[0].weight.add_(0.5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        DensityLR(starved(model), model, pretrained=False)
+    one_step(model, DensityLR(starved(model), model, pretrained=False), batches(1)[0])
+
+
+def test_weights_that_our_own_run_has_trained_are_not_warned_of() -> None:
+    model = net()
+    wrapped = DensityLR(starved(model), model, every=1)
+    for batch in batches(20):
+        one_step(model, wrapped, batch)
+    assert wrapped.scales["0"] > 1
+    other = net()
+    other.load_state_dict(model.state_dict())  # before there is an optimizer, as is usual
+    resumed = DensityLR(starved(other), other, every=1)
+    assert "0" in resumed._pretrained  # or this would show nothing
+    resumed.load_state_dict(through_a_file(wrapped.state_dict()))
+    for batch in batches(4, seed=6):
+        one_step(model, wrapped, batch)
+        one_step(other, resumed, batch)
+    assert same(model, other)
+    # One that has no such state is warned of, as ever.
+    another = net()
+    another.load_state_dict(model.state_dict())
+    bare = DensityLR(starved(another), another)
+    with pytest.warns(UserWarning, match="no DensityLR state"):
+        bare.load_state_dict(wrapped.inner.state_dict())
+    with pytest.warns(UserWarning, match="not an untrained initialisation"):
+        one_step(another, bare, batches(1)[0])
 
 
 # Scaled
@@ -899,6 +922,8 @@ def test_one_trained_stage_is_enough_to_leave_the_model_alone(which: int) -> Non
         model[which].weight.add_(0.2)
     groups = [{"params": m.parameters(), "lr": r} for m, r in ((model[0], 1e-3), (model[2], 1e-3))]
     groups.append({"params": model[3].parameters(), "lr": 0.1})
+    optimizer = DensityLR(torch.optim.SGD(groups, lr=0.1), model)
+    model(torch.randn(16, 8)).sum().backward()
     with pytest.warns(UserWarning, match=f"0, 2: not an untrained.*{which}.weight: mean"):
-        optimizer = DensityLR(torch.optim.SGD(groups, lr=0.1), model)
+        optimizer.step()
     assert sorted(optimizer._pretrained) == ["0", "2", "3"]

@@ -31,9 +31,8 @@ class DensityCallback(Callback):
     this callback's state; a checkpoint of a run without the callback loads, too, and the other
     way round.
 
-    Where ``configure_optimizers`` returns `DensityLR` objects, they are reported on. As Lightning
-    restores the weights before it asks for optimizers, these warn of trained weights when a fit
-    is resumed, and go on all the same.
+    Where ``configure_optimizers`` returns `DensityLR` objects, they are reported on, and their
+    states are in the checkpoint as those of optimizers are.
 
     Every reading goes to the Trainer's loggers under ``densitylr/``, over
     ``trainer.global_step``; the progress bar shows ``least_moved``, the displacement of the
