@@ -237,8 +237,9 @@ class DensityLR(Stepping):
         """The inner optimizer's state dict with our own state, numbers and tensors, beside it.
 
         The bare optimizer loads it, too. With the weights of the twins that are alive in it, a
-        run goes on from it as if it had never stopped; the readings in `history`, and the
-        snapshots and peaks of ``recover``, are not part of it.
+        run goes on from it as if it had never stopped. The readings in `history` are not part of
+        it, nor are the snapshots of ``recover``: what is loaded is the first one of the run that
+        goes on, where it was healthy.
         """
         ours = {**self._decider.state_dict(), "gains": dict(self._gains)}
         return joined(self.inner.state_dict(), ours)

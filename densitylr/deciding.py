@@ -88,6 +88,8 @@ class Decider:
         Args:
             stepping: a step follows; otherwise only a collapse is of interest.
         """
+        if self.recovery is not None:
+            self.recovery.begin()
         reading = self.monitor.collect(self.steps)
         if reading is None:
             if stepping:
@@ -165,7 +167,10 @@ class Decider:
         self._twins_due = ours["twins_due"]
         self.history.load_state_dict(ours["history"])
         if self.recovery is not None and "recovery" in ours:
-            self.recovery.load_state_dict(ours["recovery"])
+            rates, _ = self.rates.now()
+            self.recovery.cap = dict(ours["recovery"]["cap"])  # it is part of the scales
+            force = {name: rates[name] * scale for name, scale in self.scales.items()}
+            self.recovery.load_state_dict(ours["recovery"], self.steps, force, self.law)
         self.monitor.load_state_dict(ours["taps"])
         self._let_lifted_twins_go()
         self.monitor.armed = self.due and not self.monitor.closed
