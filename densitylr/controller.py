@@ -6,7 +6,6 @@ has the hooks on each step, `Decider` makes scales of readings.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -138,7 +137,7 @@ class DensityLR(Stepping):
         rates = StageRates(optimizer, self.stages)
         free = [name for name in self.stages if name not in self._pretrained]
         state = self.policy.init(free)
-        self._kept = self._kept_back(*rates.now()) if pretrained is None else ""
+        kept = self._kept_back(*rates.now()) if pretrained is None else ""
         twins = {*free, *untrainable(self.stages)}  # what is frozen may thaw
         monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
         monitor.ranks = self._ranks
@@ -154,7 +153,7 @@ class DensityLR(Stepping):
             recovery=self._recovery,
             observe_only=observe_only,
         )
-        self._attach(stepping, decider)
+        self._attach(stepping, decider, kept)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]
         monitor.arm()
 
@@ -213,14 +212,6 @@ class DensityLR(Stepping):
     def _law(self) -> LawState:
         return self._decider.law
 
-    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Not before the first step: until then a checkpoint may come, of a run in which these
-        # weights were not trained yet.
-        told, self._kept = self._kept, ""
-        if told:
-            warnings.warn(told, UserWarning, stacklevel=2)
-        return super()._before_step(args, kwargs)
-
     def _kept_back(self, rates: Mapping[str, float], ceiling: float) -> str:
         """What to say of stages that ``repair`` would raise, were their weights untrained."""
         kept = [n for n in self._pretrained if n not in self._gains and 0 < rates[n] < ceiling]
@@ -257,6 +248,6 @@ class DensityLR(Stepping):
         if self._recovery is not None:
             self._recovery.forget()
         if ours is not None:
-            self._kept = ""  # which stages are free is known from the run that goes on
+            self._notice = ""  # which stages are free is known from the run that goes on
             self._gains = ours.get("gains", self._gains)
             self._decider.load_state_dict(ours)

@@ -6,6 +6,7 @@ They are on the user's own optimizer, so that a step counts whoever takes it: a 
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from densitylr.checkpoint import asked_by_torch
 from densitylr.deciding import Decider
 from densitylr.facade import Facade
 from densitylr.splitting import Scaling
@@ -28,12 +30,21 @@ class Stepping(Facade):
 
     _decider: Decider
 
-    def _attach(self, stepped: Optimizer, decider: Decider) -> None:
-        """Begin; ``stepped`` is ``inner``, or what takes the steps inside it."""
+    def _attach(self, stepped: Optimizer, decider: Decider, notice: str) -> None:
+        """Begin.
+
+        Args:
+            stepped: ``inner``, or what takes the steps inside it.
+            decider: what has the scales.
+            notice: what the first step is to warn of. Not before: until then a checkpoint may
+                come, of a run in which these weights were not trained yet.
+        """
+        self._notice = notice
         self._decider = decider
         self._scaling = Scaling(stepped)
         self._skipped = 0  # calls of zero_grad without a step
         self._stepping = False
+        self._void = False  # the step that runs is none
         me = weakref.ref(self)
         self._handles = [
             stepped.register_step_pre_hook(_hook(me, "_before_step")),
@@ -57,8 +68,14 @@ class Stepping(Facade):
             self._scaling.heal()
 
     def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._stepping = True
         self._scaling.heal()
+        self._void = asked_by_torch()
+        if self._void:
+            return None
+        self._stepping = True
+        notice, self._notice = self._notice, ""
+        if notice:
+            warnings.warn(notice, UserWarning, stacklevel=2)
         inner, *given = args
         if not any(map(callable, (*given, *kwargs.values()))):
             self._decider.probe(stepping=True)
@@ -89,6 +106,8 @@ class Stepping(Facade):
             self._scaling.apply(self._decider.rates.factors(scales, groups))
 
     def _after_step(self, *_: Any) -> None:
+        if self._void:
+            return
         self._stepping = False
         self._scaling.restore()
         self._skipped = 0
@@ -102,7 +121,7 @@ class Stepping(Facade):
     def _before_zero_grad(self, *_: Any) -> None:
         # While gradients are not finite GradScaler takes no step, so that no hook is called: for
         # ever, once the parameters are not finite.
-        if not self._stepping:  # a closure calls it, too
+        if not (self._stepping or self._void):  # a closure calls it, too
             self._skipped += 1
             if self._skipped > SKIPPED:
                 self._decider.look_without_a_step()
