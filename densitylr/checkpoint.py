@@ -76,7 +76,7 @@ def parted(
     groups = inner.get("param_groups", [])
     if any(STATE_KEY in group for group in groups):  # it came through torch's functions
         packed = next(group[STATE_KEY] for group in groups if STATE_KEY in group)
-        found = torch.load(io.BytesIO(packed), weights_only=True)
+        found = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
         inner["param_groups"] = [
             {key: value for key, value in group.items() if key != STATE_KEY} for group in groups
         ]
