@@ -121,7 +121,9 @@ class Stepping(Facade):
     def _before_zero_grad(self, *_: Any) -> None:
         # While gradients are not finite GradScaler takes no step, so that no hook is called: for
         # ever, once the parameters are not finite.
-        if not (self._stepping or self._void):  # a closure calls it, too
+        if self._void:
+            self._void = False
+        elif not self._stepping:  # a closure calls it, too
             self._skipped += 1
             if self._skipped > SKIPPED:
                 self._decider.look_without_a_step()

@@ -266,6 +266,14 @@ def test_checkpoints_go_both_ways(tmp_path: Path) -> None:
         assert len(module.losses) == len(DATA)
 
 
+def test_after_a_fit_that_was_refused_there_is_no_state_to_save(tmp_path: Path) -> None:
+    density = DensityCallback(mode="hot")
+    with pytest.raises(ValueError, match="mode must be one of"):
+        fitted(Module(), tmp_path, density)
+    assert density.state_dict() == {}  # an OnExceptionCheckpoint asks for it
+    assert density.optimizers == []
+
+
 # Loggers, progress bar, what is printed
 
 

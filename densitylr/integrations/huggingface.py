@@ -18,6 +18,7 @@ from transformers.training_args import TrainingArguments
 
 from densitylr.checkpoint import STATE_KEY
 from densitylr.controller import DensityLR
+from densitylr.history import check_series
 from densitylr.monitor import DensityMonitor
 
 __all__ = ["DensityCallback"]
@@ -52,10 +53,11 @@ class DensityCallback(TrainerCallback, ExportableState):
         controller: the `DensityLR`, from the start of training on.
 
     Raises:
-        ValueError: at the start of training, as for `DensityLR`.
+        ValueError: no such number; and, at the start of training, as for `DensityLR`.
     """
 
     def __init__(self, numbers: Sequence[str] = ("near_zero", "scale"), **options: Any) -> None:
+        check_series(numbers)
         self.numbers, self.options = tuple(numbers), options
         self.controller: DensityLR | None = None
         self._made = False  # the controller is ours to save

@@ -83,6 +83,7 @@ class DensityCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
+        self.optimizers, self._made = [], False  # until nothing can fail any more
         found: list[Optimizer] = trainer.strategy.optimizers
         there = [optimizer for optimizer in found if isinstance(optimizer, DensityLR)]
         if there and self.options:
@@ -95,12 +96,12 @@ class DensityCallback(Callback):
                 f"configure_optimizers returns {len(found)} optimizers, and each needs to know "
                 "its part of the model: return DensityLR(optimizer, part) there, for each"
             )
-        self._made = not there
-        if self._made:
+        made = not there
+        if made:
             # Of a resumed run the weights are trained, but not before we came.
             options = {**self.options, "pretrained": False} if self._loaded else self.options
             there = [DensityLR(found[0], pl_module, **options)]
-        self.optimizers = there
+        self.optimizers, self._made = there, made
         for i, optimizer in enumerate(there):
             prefix = "densitylr" if len(there) == 1 else f"densitylr/{i}"
             for sink in (_Report(self, trainer, prefix), *self.sinks):
