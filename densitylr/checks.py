@@ -1,4 +1,4 @@
-"""What `DensityLR` can be put around, and whose parameter is whose. Nothing is changed here."""
+"""What `DensityLR` can be put around, and with which settings. Nothing is changed here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch.optim import Optimizer
 
+from densitylr.distributed import Ranks
 from densitylr.stages import Stage
 
-__all__ = ["check_optimizer", "check_stages", "owners"]
+__all__ = ["check_optimizer", "check_recover", "check_stages"]
 
 
 def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> None:
@@ -62,12 +63,6 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
             raise ValueError(f"param_groups[{i}] of {name} has no 'lr' to scale")
 
 
-def owners(optimizer: Optimizer, stages: Mapping[str, Stage]) -> list[list[str | None]]:
-    """The stage of each parameter of each group; None for a parameter outside the model."""
-    by_id = {id(p): name for name, stage in stages.items() for p in stage.parameters.values()}
-    return [[by_id.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
-
-
 def check_stages(optimizer: Optimizer, stages: Mapping[str, Stage]) -> None:
     """Refuse an optimizer that cannot train a stage; later, stages may be added as they thaw.
 
@@ -83,3 +78,26 @@ def check_stages(optimizer: Optimizer, stages: Mapping[str, Stage]) -> None:
                 f"{stage.name!r} (the first is {next(iter(trainable))!r}): add them to it, or "
                 "freeze them with requires_grad_(False)"
             )
+
+
+def check_recover(observe_only: bool, ranks: Ranks | None, divided: bool) -> None:
+    """Refuse ``recover=True`` where there is nothing whole to go back to.
+
+    Args:
+        observe_only: training is to be left alone.
+        ranks: the processes that train the model, if there are several.
+        divided: each of them holds a part of the optimizer's state.
+
+    Raises:
+        ValueError: as above.
+    """
+    if observe_only:
+        raise ValueError(
+            "recover=True goes back to a snapshot, observe_only=True leaves training alone: "
+            "choose one"
+        )
+    if ranks is not None and (ranks.sharded or divided):
+        raise ValueError(
+            "recover=True goes back to a snapshot of the whole state, of which each process "
+            "holds a part only under fully_shard and ZeroRedundancyOptimizer"
+        )

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ from densitylr.density import BINS, EDGES, TAU
 from densitylr.records import Decision, Reading, StageReading
 from densitylr.sinks import Sink, offer
 
-__all__ = ["History"]
+__all__ = ["BOUNDS", "History", "check_series"]
+
+BOUNDS = np.array([EDGES[0] ** 2 / EDGES[1], *EDGES, EDGES[-1] ** 2 / EDGES[-2]])
+"""Where the bins of a histogram begin and end, float64 ``[BINS + 1]``. The two outer bins have no
+end: they are as wide here, in octaves, as their neighbours, so that they can be drawn."""
 
 _FORMAT = 2
 # Format 1 had three bins an octave.
@@ -48,6 +52,13 @@ def table_rows(
             decision.kind if decision else "",
             decision.reason if decision else "",
         ]
+
+
+def check_series(names: Iterable[str]) -> None:
+    """Raise ValueError unless `History.series` knows all of these numbers."""
+    for name in names:
+        if name not in _NUMBERS + _EXTRA:
+            raise ValueError(f"no number {name!r}; there are {', '.join(_NUMBERS + _EXTRA)}")
 
 
 class History:
@@ -125,12 +136,10 @@ class History:
 
         Unlike counts it depends neither on how many outputs were read, which changes when a
         stage's twin is let go, nor on the widths of the bins. The two outer bins, which have no
-        end, count as wide as their neighbours.
+        end, count as wide as their neighbours (`BOUNDS`).
         """
         counts = self.histogram(stage)
-        octaves = np.diff(np.log2(EDGES))
-        octaves = np.array([octaves[0], *octaves, octaves[-1]])
-        return counts / np.maximum(counts.sum(1, keepdims=True), 1) / octaves
+        return counts / np.maximum(counts.sum(1, keepdims=True), 1) / np.diff(np.log2(BOUNDS))
 
     def record(
         self,

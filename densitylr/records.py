@@ -27,7 +27,8 @@ class StageReading:
         mean, std, rms, rms0: in the units of the activation.
         count: finite outputs read.
         nonfinite: NaN and infinite outputs seen.
-        histogram: counts of ``|a| / rms0`` in the bins of `densitylr.density.EDGES`.
+        histogram: counts of ``|a| / rms0`` in the bins of `densitylr.density.EDGES`; for a
+            picture, `densitylr.history.BOUNDS` says where they begin and end.
         dormant: share of (at most 256) channels whose mean magnitude is at most 0.025 of the
             layer's.
         variety: share of the mean square that is variance over the examples of the batch; NaN

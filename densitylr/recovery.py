@@ -6,18 +6,20 @@ back to where it was healthy.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 from torch.optim import Optimizer
 
 from densitylr.collapse import RECENT, Evidence, Watch
+from densitylr.density import BINS
 from densitylr.policy import LawState
-from densitylr.records import Decision, Reading
+from densitylr.records import Decision, Reading, StageReading
+from densitylr.snapshot import Snapshot, finite
 from densitylr.stages import unwrap
 
 __all__ = ["Recovery"]
@@ -34,48 +36,6 @@ TRIES = 6
 """Recoveries, each soon after the last one, after which we give up."""
 
 
-class _Snapshot:
-    """A copy of parameters, buffers and optimizer state, and of what goes with them."""
-
-    def __init__(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizer: Optimizer,
-        rates: Mapping[str, float],
-        law: LawState,
-    ) -> None:
-        self.step, self.rates, self.law = step, rates, law
-        self.acted = self.rates  # the largest until then
-        self.top = 0.0  # the user's largest rate in the steps just before
-        self.tensors = {n: t.detach().clone() for n, t in _tensors(model, optimizer)}
-        self.state = {
-            at: {k: _clone(v) for k, v in optimizer.state[p].items()}
-            for at, p in _members(optimizer)
-            if p in optimizer.state
-        }
-
-    @torch.no_grad()
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Write it back in place: no parameter, buffer or state tensor is replaced."""
-        for name, tensor in _tensors(model, optimizer):
-            saved = self.tensors.get(name)
-            if saved is not None and saved.shape == tensor.shape:
-                tensor.copy_(saved)
-        for at, p in _members(optimizer):
-            if at not in self.state:
-                optimizer.state.pop(p, None)
-                continue
-            now, then = optimizer.state[p], self.state[at]
-            for key in now.keys() - then.keys():
-                del now[key]
-            for key, value in then.items():
-                if isinstance(value, Tensor) and isinstance(now.get(key), Tensor):
-                    now[key].copy_(value)
-                else:
-                    now[key] = _clone(value)
-
-
 class Recovery:
     """Snapshots of healthy states, and what to do at a collapse.
 
@@ -90,6 +50,11 @@ class Recovery:
     three healthy probes, the rate itself is the cause, and the cap is made in the same way from
     a quarter of the rates then in force. After 6 such recoveries in a row nothing more is done.
 
+    A checkpoint holds no snapshot, as it is one: where its last reading was healthy, its state is
+    what a resumed run goes back to, until a probe has taken another. So the model's weights are to
+    be loaded before the first step. It holds the last healthy readings, too, but not the peaks
+    since the last of them.
+
     Attributes:
         cap: largest effective rate of each stage; empty before the first recovery.
     """
@@ -101,10 +66,11 @@ class Recovery:
         self.count = 0
         self.last = 0
         self.given_up = False
-        self._snapshots: list[_Snapshot] = []
-        self._target: _Snapshot | None = None
+        self._snapshots: list[Snapshot] = []
+        self._target: Snapshot | None = None
         self._top = 0.0
         self._since = 0  # snapshots since the last recovery
+        self._loaded: Snapshot | None = None  # of a checkpoint, until the first step from it
 
     def factor(self, stage: str, rate: float) -> float:
         """What keeps an effective rate within the cap: 1 or less."""
@@ -140,9 +106,9 @@ class Recovery:
         if self.given_up:
             return None
         force = {name: rates[name] * scales[name] for name in rates}
-        if self.watch.healthy and _finite(self.model, self.optimizer):
+        if self.watch.healthy and finite(self.model, self.optimizer):
             self._snapshots = self._snapshots[-1:]  # never three in memory
-            taken = _Snapshot(step, self.model, self.optimizer, force, law)
+            taken = Snapshot(step, self.model, self.optimizer, force, law)
             taken.top, self._top = self._top or self._largest(), 0.0
             for past in self._snapshots:
                 taken.acted = {n: max(r, past.rates[n]) for n, r in past.acted.items()}
@@ -194,7 +160,7 @@ class Recovery:
             found.since,
         )
 
-    def _choose(self, again: bool) -> _Snapshot:
+    def _choose(self, again: bool) -> Snapshot:
         """The newer snapshot, unless it may have been taken in the midst of it."""
         old, new = self._snapshots[0], self._snapshots[-1]
         jumped = new.top > JUMP * old.top
@@ -209,7 +175,7 @@ class Recovery:
     def _largest(self) -> float:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
-    def go_back(self) -> _Snapshot | None:
+    def go_back(self) -> Snapshot | None:
         """Restore what `see` has decided on; to be called when no step is running."""
         target, self._target = self._target, None
         if target is not None:
@@ -223,42 +189,67 @@ class Recovery:
             "count": self.count,
             "last": self.last,
             "since": self._since,
+            "acted": dict(self._snapshots[-1].acted) if self._snapshots else {},
+            "healthy": self.watch.healthy,
+            "first": None if self.watch.first is None else _plain(self.watch.first),
+            "recent": [_plain(reading) for reading in self.watch.recent],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the cap of a checkpoint; snapshots start anew."""
+    def load_state_dict(
+        self, state: Mapping[str, Any], step: int, force: Mapping[str, float], law: LawState
+    ) -> None:
+        """Go on from a checkpoint that has been loaded: a healthy one is what to go back to.
+
+        Args:
+            state: what `state_dict` has said; what earlier versions left out starts anew.
+            step: of the checkpoint.
+            force: the rate of each stage, the user's times its scale.
+            law: the state of the law.
+        """
+        self.forget()
         self.cap, self.count, self.last = dict(state["cap"]), state["count"], state["last"]
         self._since = state["since"]
-        self.forget()
+        if state.get("first") is not None:
+            self.watch.first = _reading(state["first"])
+            self.watch.recent = [_reading(plain) for plain in state["recent"]]
+        self.watch.healthy = state.get("healthy", False)
+        if self.watch.healthy and finite(self.model, self.optimizer):
+            self._loaded = self._taken(step, force, law, state["acted"] or force)
+            self._snapshots = [self._loaded]
+
+    def begin(self) -> None:
+        """To be called before each step: the weights may have been loaded after our state."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or loaded.current(self.model, self.optimizer):
+            return
+        self._snapshots = []
+        if finite(self.model, self.optimizer):
+            self._snapshots = [self._taken(loaded.step, loaded.rates, loaded.law, loaded.acted)]
+
+    def _taken(
+        self, step: int, force: Mapping[str, float], law: LawState, acted: Mapping[str, float]
+    ) -> Snapshot:
+        taken = Snapshot(step, self.model, self.optimizer, force, law)
+        taken.top, taken.acted = self._largest(), acted
+        return taken
 
     def forget(self) -> None:
         """Let all snapshots go."""
-        self.watch, self._snapshots, self._target = Watch(), [], None
+        self.watch, self._snapshots, self._target, self._loaded = Watch(), [], None, None
         self.given_up = False
 
 
-def _members(optimizer: Optimizer) -> Iterable[tuple[tuple[int, int], Tensor]]:
-    for g, group in enumerate(optimizer.param_groups):
-        for i, p in enumerate(group["params"]):
-            yield (g, i), p
+def _plain(reading: Reading) -> dict[str, Any]:
+    """A reading for a checkpoint, without its histograms, which show no collapse."""
+    names = [f.name for f in dataclasses.fields(StageReading) if f.name != "histogram"]
+    stages = {
+        stage: {name: getattr(seen, name) for name in names}
+        for stage, seen in reading.stages.items()
+    }
+    return {"step": reading.step, "stages": stages}
 
 
-@torch.no_grad()
-def _finite(model: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether this is worth going back to; buffers are not asked, as a mask may be infinite."""
-    held: list[Any] = list({*model.parameters(), *(p for _, p in _members(optimizer))})
-    held += [v for p in held if p in optimizer.state for v in optimizer.state[p].values()]
-    read = [t for t in held if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
-    return bool(torch.isfinite(nn.utils.get_total_norm(read, math.inf)))
-
-
-def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterable[tuple[Any, Tensor]]:
-    """Everything that training writes into: of the model, and what else is optimized."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-    own = {id(p) for p in model.parameters()}
-    yield from ((at, p) for at, p in _members(optimizer) if id(p) not in own)
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+def _reading(plain: Mapping[str, Any]) -> Reading:
+    empty = np.zeros(BINS, dtype=np.int64)
+    stages = {n: StageReading(**numbers, histogram=empty) for n, numbers in plain["stages"].items()}
+    return Reading(plain["step"], stages)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Stage", "find_stages", "unwrap"]
+__all__ = ["Stage", "find_stages", "untrainable", "unwrap"]
 
 _RESNET = {
     "conv1": ["conv1", "bn1"],
@@ -116,6 +116,15 @@ def find_stages(
     else:
         claims = _claims_of_structure(model, layers)
     return _build(model, layers, claims)
+
+
+def untrainable(stages: Mapping[str, Stage]) -> list[str]:
+    """The names of the stages of which no parameter requires a gradient now."""
+    return [
+        name
+        for name, stage in stages.items()
+        if not any(p.requires_grad for p in stage.parameters.values())
+    ]
 
 
 def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:

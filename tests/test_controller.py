@@ -7,7 +7,6 @@ import gc
 import io
 import logging
 import pickle
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -109,18 +108,42 @@ def test_weights_that_were_trained_are_left_alone_with_a_warning() -> None:
     model = net()
     with torch.no_grad():
         model[0].weight.add_(0.5)
+    wrapped = DensityLR(starved(model), model, every=1)
     with pytest.warns(UserWarning, match="0: not an untrained initialisation"):
-        wrapped = DensityLR(starved(model), model, every=1)
-    for batch in batches(8):
+        one_step(model, wrapped, batches(8)[0])
+    for batch in batches(8)[1:]:  # and no more
         one_step(model, wrapped, batch)
     assert wrapped.scales["0"] == 1.0
     assert not [d for d in wrapped.history.decisions if d.stage == "0"]
     model = net()
     with torch.no_grad():
         model[0].weight.add_(0.5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        DensityLR(starved(model), model, pretrained=False)
+    one_step(model, DensityLR(starved(model), model, pretrained=False), batches(1)[0])
+
+
+def test_weights_that_our_own_run_has_trained_are_not_warned_of() -> None:
+    model = net()
+    wrapped = DensityLR(starved(model), model, every=1)
+    for batch in batches(20):
+        one_step(model, wrapped, batch)
+    assert wrapped.scales["0"] > 1
+    other = net()
+    other.load_state_dict(model.state_dict())  # before there is an optimizer, as is usual
+    resumed = DensityLR(starved(other), other, every=1)
+    assert "0" in resumed._pretrained  # or this would show nothing
+    resumed.load_state_dict(through_a_file(wrapped.state_dict()))
+    for batch in batches(4, seed=6):
+        one_step(model, wrapped, batch)
+        one_step(other, resumed, batch)
+    assert same(model, other)
+    # One that has no such state is warned of, as ever.
+    another = net()
+    another.load_state_dict(model.state_dict())
+    bare = DensityLR(starved(another), another)
+    with pytest.warns(UserWarning, match="no DensityLR state"):
+        bare.load_state_dict(wrapped.inner.state_dict())
+    with pytest.warns(UserWarning, match="not an untrained initialisation"):
+        one_step(another, bare, batches(1)[0])
 
 
 # Scaled
@@ -186,6 +209,23 @@ def test_recorded_run_says_the_same_in_simulation() -> None:
             assert decisions == wrapped.history.decisions
             assert decisions
             assert law == wrapped._law
+
+
+def test_observe_only_may_be_set_for_a_while() -> None:
+    ours, bare = net(), net()
+    plain = starved(bare)
+    wrapped = DensityLR(starved(ours), ours, policy=Fixed({"0": 100.0}))
+    wrapped.observe_only = True
+    for batch in batches(3):
+        one_step(ours, wrapped, batch)
+        one_step(bare, plain, batch)
+    assert same(ours, bare)
+    assert set(wrapped.scales.values()) == {1.0}
+    wrapped.observe_only = False
+    assert wrapped.scales["0"] == 100.0
+    one_step(ours, wrapped, batches(1)[0])
+    one_step(bare, plain, batches(1)[0])
+    assert not same(ours, bare)
 
 
 def test_gradient_accumulation_probes_once_a_step() -> None:
@@ -882,6 +922,73 @@ def test_one_trained_stage_is_enough_to_leave_the_model_alone(which: int) -> Non
         model[which].weight.add_(0.2)
     groups = [{"params": m.parameters(), "lr": r} for m, r in ((model[0], 1e-3), (model[2], 1e-3))]
     groups.append({"params": model[3].parameters(), "lr": 0.1})
+    optimizer = DensityLR(torch.optim.SGD(groups, lr=0.1), model)
+    model(torch.randn(16, 8)).sum().backward()
     with pytest.warns(UserWarning, match=f"0, 2: not an untrained.*{which}.weight: mean"):
-        optimizer = DensityLR(torch.optim.SGD(groups, lr=0.1), model)
+        optimizer.step()
     assert sorted(optimizer._pretrained) == ["0", "2", "3"]
+
+
+FULL = {"full_state_dict": True, "cpu_offload": True}
+
+
+def checkpointing_functions() -> Any:
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without distributed")
+    return pytest.importorskip("torch.distributed.checkpoint.state_dict")
+
+
+@pytest.mark.parametrize("kind", [sgd, starved])
+@pytest.mark.parametrize("options", [{}, FULL])
+def test_torchs_functions_for_optimizer_state_dicts_carry_ours(
+    kind: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    functions = checkpointing_functions()
+    options = functions.StateDictOptions(**options)
+    model = net()
+    wrapped = DensityLR(kind(model), model, every=2, pretrained=False)
+    data = batches(14)
+    for batch in data[:8]:
+        one_step(model, wrapped, batch)
+    weights, state = functions.get_state_dict(model, wrapped, options=options)
+    other = net()
+    resumed = DensityLR(kind(other), other, every=2, pretrained=False)
+    for p in other.parameters():
+        p.grad = None  # so that torch takes its step to make state
+    functions.set_state_dict(
+        other,
+        resumed,
+        model_state_dict=weights,
+        optim_state_dict=through_a_file(state),
+        options=options,
+    )
+    assert all("densitylr" not in group for group in resumed.param_groups)
+    assert numbers_of(resumed.state_dict()) == numbers_of(wrapped.state_dict())
+    for batch in data[8:]:
+        one_step(model, wrapped, batch)
+        one_step(other, resumed, batch)
+    assert same(model, other)
+    assert numbers_of(resumed.state_dict()) == numbers_of(wrapped.state_dict())
+
+
+def test_the_step_with_which_torch_makes_state_is_none_of_ours() -> None:
+    functions = checkpointing_functions()
+    asked, bare = (net() for _ in range(2))
+    optimizers = [DensityLR(sgd(model), model, every=1) for model in (asked, bare)]
+    functions.get_optimizer_state_dict(asked, optimizers[0])
+    for batch in batches(3):
+        one_step(asked, optimizers[0], batch)
+        one_step(bare, optimizers[1], batch)
+    assert optimizers[0].history.steps.tolist() == optimizers[1].history.steps.tolist() == [0, 1, 2]
+    assert same(asked, bare)
+
+
+def test_a_flattened_state_dict_loses_ours_and_says_so() -> None:
+    functions = checkpointing_functions()
+    options = functions.StateDictOptions(flatten_optimizer_state_dict=True)
+    model = net()
+    wrapped = DensityLR(starved(model), model)
+    one_step(model, wrapped, batches(1)[0])
+    state = functions.get_optimizer_state_dict(model, wrapped, options=options)
+    with pytest.warns(UserWarning, match=r"flattened.*optimizer\.state_dict\(\) always does"):
+        functions.set_optimizer_state_dict(model, wrapped, state, options=options)

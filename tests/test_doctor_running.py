@@ -192,3 +192,36 @@ def test_help_has_examples() -> None:
     assert seen.returncode == 0
     assert "python -m densitylr train.py" in seen.stdout
     assert "--record" not in seen.stdout
+
+
+FASTAI = """
+import torch
+from fastai.optimizer import Adam, SGD, Lookahead
+from densitylr.integrations.fastai import DensityOptimizer
+
+def train(net, opt, steps):
+    for _ in range(steps):
+        net(torch.randn(8, 6)).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+first, second, third, fourth = net(), net(), net(), net()
+train(first, torch.optim.SGD(first.parameters(), lr=0.1), 4)
+train(second, Adam(second.parameters(), lr=0.01), 5)
+train(third, Lookahead(SGD(third.parameters(), lr=0.01)), 2)
+train(fourth, DensityOptimizer(SGD(fourth.parameters(), lr=0.01), fourth), 3)
+"""
+
+
+def test_steps_of_fastais_own_optimizers_are_said_to_be_unwatched(tmp_path: Path) -> None:
+    pytest.importorskip("fastai")
+    (tmp_path / "train.py").write_text(FASTAI)
+    done = python("-m", "densitylr", "train.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "2 models trained" in said  # by the torch optimizer and the DensityOptimizer
+    assert "what 7 steps of fastai's own optimizers trained" in said
+    assert "DensityCallback(observe_only=True)" in said

@@ -218,3 +218,8 @@ def test_a_torch_optimizer_is_refused_with_the_way_to_pass_it():
     flat = {"splitter": lambda model: list(model.parameters())}
     with pytest.raises(TypeError, match=r"a Adam: for a torch optimizer, pass opt_func=partial"):
         learner(torch.optim.Adam, [DensityCallback()], **flat).create_opt()
+
+
+def test_a_number_that_there_is_not_is_refused_before_training():
+    with pytest.raises(ValueError, match="no number 'accuracy'; there are near_zero, "):
+        DensityCallback(("near_zero", "accuracy"))

@@ -18,6 +18,7 @@ from readings import history_of, reading, stage_reading
 from densitylr import Decision, History, Reading
 from densitylr.density import BINS, EDGES, TAU
 from densitylr.history import _EDGES_1 as OLD_EDGES
+from densitylr.history import BOUNDS
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -231,3 +232,15 @@ def test_a_file_with_other_bins_keeps_its_counts(tmp_path: Path) -> None:
     assert new.sum(1).tolist() == old[0].sum(1).tolist()
     near, was = EDGES.index(TAU) + 1, edges.index(TAU) + 1
     assert new[:, :near].sum(1).tolist() == old[0][:, :was].sum(1).tolist()
+
+
+def test_bounds_are_the_edges_with_outer_bins_as_wide_as_their_neighbours() -> None:
+    assert len(BOUNDS) == BINS + 1
+    assert tuple(BOUNDS[1:-1]) == EDGES
+    assert BOUNDS[1] / BOUNDS[0] == pytest.approx(BOUNDS[2] / BOUNDS[1])
+    assert BOUNDS[-1] / BOUNDS[-2] == pytest.approx(BOUNDS[-2] / BOUNDS[-3])
+    # As many outputs in each octave are the same density everywhere, whatever the bins.
+    counts = 1000 * np.log2(BOUNDS[1:] / BOUNDS[:-1])
+    history = history_of({"a": [stage_reading(histogram=counts)]}, {"a": 0.1})
+    density = history.density("a")
+    assert density == pytest.approx(np.full((1, BINS), 1 / np.log2(BOUNDS[-1] / BOUNDS[0])))

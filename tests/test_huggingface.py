@@ -204,3 +204,8 @@ def test_readings_are_in_the_log_and_reach_later_callbacks(tmp_path):
     callbacks.sort(key=lambda c: not isinstance(c, DensityCallback))
     made.train()
     assert names <= before.logged[-2].keys()
+
+
+def test_a_number_that_there_is_not_is_refused_before_training():
+    with pytest.raises(ValueError, match="no number 'accuracy'; there are near_zero, "):
+        DensityCallback(("near_zero", "accuracy"))

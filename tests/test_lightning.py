@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gc
 import importlib
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -242,11 +241,9 @@ def test_a_resumed_run_is_the_one_that_never_stopped(
     for layer in second.net:
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()  # another start than the run's own
-    with warnings.catch_warnings():
-        if kind is Wrapping:  # Lightning restores the weights before configure_optimizers
-            warnings.filterwarnings("ignore", message=".*not an untrained initialisation")
-        resumed = trainer(tmp_path, after, max_epochs=8)
-        resumed.fit(second, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    resumed = trainer(tmp_path, after, max_epochs=8)
+    # Without a warning, although Lightning restores the weights before configure_optimizers.
+    resumed.fit(second, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert resumed.global_step == 24
     assert first.losses + second.losses == whole.losses
     assert same(whole, second)
@@ -267,6 +264,14 @@ def test_checkpoints_go_both_ways(tmp_path: Path) -> None:
         resumed = trainer(folder, *after, max_epochs=2)
         resumed.fit(module, ckpt_path=folder / "last.ckpt", weights_only=True)
         assert len(module.losses) == len(DATA)
+
+
+def test_after_a_fit_that_was_refused_there_is_no_state_to_save(tmp_path: Path) -> None:
+    density = DensityCallback(mode="hot")
+    with pytest.raises(ValueError, match="mode must be one of"):
+        fitted(Module(), tmp_path, density)
+    assert density.state_dict() == {}  # an OnExceptionCheckpoint asks for it
+    assert density.optimizers == []
 
 
 # Loggers, progress bar, what is printed

@@ -299,13 +299,13 @@ def test_there_are_never_more_than_two_snapshots(monkeypatch: pytest.MonkeyPatch
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = []
 
-    class Counted(recovery._Snapshot):
+    class Counted(recovery.Snapshot):
         def __init__(self, *args: Any) -> None:
             alive.add(self)
             super().__init__(*args)
             most.append(len(alive))
 
-    monkeypatch.setattr(recovery, "_Snapshot", Counted)
+    monkeypatch.setattr(recovery, "Snapshot", Counted)
     model = net()
     wrapped = DensityLR(sgd(model), model, every=1, recover=True)
     for i, batch in enumerate(batches(9)):
@@ -454,6 +454,22 @@ def test_after_a_checkpoint_is_loaded_we_have_not_given_up() -> None:
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
 
 
+def test_a_state_dict_that_the_optimizer_refuses_takes_no_snapshot_away() -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model), model, every=1, recover=True)
+    for batch in batches(3):
+        one_step(model, wrapped, batch)
+    other = wrapped.state_dict()
+    other["param_groups"] = other["param_groups"] * 2
+    before = numbers_of(wrapped.state_dict())
+    with pytest.raises(ValueError, match="parameter group"):
+        wrapped.load_state_dict(other)
+    assert numbers_of(wrapped.state_dict()) == before
+    one_step(model, wrapped, spoiled(batches(1)[0]))
+    assert len(events(wrapped)) == 1
+    assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
 def test_closures_go_back_too() -> None:
     model = net()
     wrapped = DensityLR(sgd(model), model, every=4, recover=True)
@@ -484,7 +500,7 @@ def test_parameters_that_are_nan_mend_although_grad_scaler_takes_no_step() -> No
         scaler.update()
     assert len(events(wrapped)) == 1
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
-    assert wrapped._steps > 20
+    assert wrapped._decider.steps > 20
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -506,9 +522,91 @@ def test_the_cap_goes_through_a_checkpoint() -> None:
     assert numbers_of(other.state_dict()) == numbers_of(wrapped.state_dict())
     other.param_groups[0]["lr"] = 0.5
     assert list(other.scales.values()) == pytest.approx([0.1] * 3)
-    # Nothing of before the checkpoint is gone back to.
-    one_step(other_model, other, spoiled(batches(1)[0]))
-    assert len(events(other)) == len(events(wrapped))
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+@pytest.mark.parametrize("saved_at", [8, 9])
+def test_a_run_that_collapses_right_after_resumption_goes_back_to_the_checkpoint(
+    model_first: bool, saved_at: int
+) -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model), model, every=2, recover=True)
+    for batch in batches(saved_at):
+        one_step(model, wrapped, batch)
+    weights = through_a_file(model.state_dict())
+    saved = through_a_file(wrapped.state_dict())
+    other_model = net()
+    with torch.no_grad():
+        for p in other_model.parameters():
+            p.add_(1.0)  # what is gone back to is not these
+    other = DensityLR(sgd(other_model), other_model, every=2, recover=True, pretrained=False)
+    for load in (
+        lambda: other_model.load_state_dict(weights),
+        lambda: other.load_state_dict(saved),
+    )[:: 1 if model_first else -1]:
+        load()
+    for _ in range(2):  # one of the two is a probe
+        if not events(other):
+            one_step(other_model, other, spoiled(batches(1)[0]))
+    (event,) = events(other)
+    assert f"went back to step {saved_at}" in event.reason
+    for name, p in other_model.named_parameters():
+        assert torch.equal(p, weights[name]), name
+    back = {k: numbers_of(v) for k, v in other.inner.state_dict()["state"].items()}
+    assert back == numbers_of(saved["state"])
+    if model_first:  # else a batch has gone through them before anybody could know
+        assert numbers_of(other_model.state_dict()) == numbers_of(weights)
+
+
+def test_a_checkpoint_of_a_collapse_is_nothing_to_go_back_to() -> None:
+    """Then, and where no reading is in it, the first healthy one after resumption is."""
+    model = net()
+    wrapped = DensityLR(sgd(model), model, every=1, recover=True)
+    data = batches(12)
+    for batch in data[:8]:
+        one_step(model, wrapped, batch)
+    saved = wrapped.state_dict()
+    (ours,) = saved["densitylr"]
+    for held in (
+        {**ours["recovery"], "healthy": False},
+        {k: ours["recovery"][k] for k in ("cap", "count", "last", "since")},  # an older version's
+    ):
+        other_model = net()
+        other_model.load_state_dict(model.state_dict())
+        other = DensityLR(sgd(other_model), other_model, every=1, recover=True)
+        state = {**saved, "densitylr": ({**ours, "recovery": held},)}
+        other.load_state_dict(through_a_file(state))
+        one_step(other_model, other, data[8])
+        one_step(other_model, other, spoiled(data[9]))
+        (event,) = events(other)
+        assert "went back to step 8" in event.reason  # the reading before that step
+    broken = net()
+    broken.load_state_dict(model.state_dict())
+    lost = DensityLR(sgd(broken), broken, every=1, recover=True)
+    lost.load_state_dict(state)
+    one_step(broken, lost, spoiled(data[9]))
+    assert events(lost) == []
+
+
+def test_a_collapse_shows_against_the_readings_of_the_checkpoint() -> None:
+    model = net()
+    wrapped = DensityLR(sgd(model), model, every=1, recover=True)
+    data = batches(30)
+    for batch in data[:25]:
+        one_step(model, wrapped, batch)
+    other_model = net()
+    other_model.load_state_dict(model.state_dict())
+    other = DensityLR(sgd(other_model), other_model, every=1, recover=True)
+    other.load_state_dict(through_a_file(wrapped.state_dict()))
+    for pair in ((model, wrapped), (other_model, other)):
+        one_step(*pair, data[25])
+        with torch.no_grad():
+            pair[0][5].weight.mul_(1000.0)
+        one_step(*pair, data[26])
+    assert len(events(wrapped)) == 1
+    assert "RMS of its activations" in events(wrapped)[0].reason
+    assert events(other) == events(wrapped)
+    assert same(model, other_model)
 
 
 # The evidence, from readings alone

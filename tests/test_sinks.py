@@ -20,7 +20,7 @@ from hosts import curves_in, events, expected, metrics_of, stored
 from readings import reading, stage_reading
 
 from densitylr import Decision, DensityLR, DensityMonitor, History, Reading
-from densitylr.density import EDGES
+from densitylr.density import EDGES, TAU
 from densitylr.integrations.csv import CSVSink
 from densitylr.sinks import NUMBERS, scalars
 
@@ -218,8 +218,8 @@ def test_tensorboard(tmp_path: Path, own: bool) -> None:
         for event, counts in zip(drawn, history.histogram(stage), strict=True):
             value = event.histogram_value
             filled = dict(zip(value.bucket_limit, value.bucket, strict=True))
-            near = sum(n for limit, n in filled.items() if limit <= EDGES[15])
-            assert near == counts[:16].sum()
+            near = sum(n for limit, n in filled.items() if limit <= TAU)
+            assert near == counts[: EDGES.index(TAU) + 1].sum()
             assert sum(filled.values()) == value.num == counts.sum()
     said = {
         (tag.removesuffix("/text_summary"), event.step): event.tensor_proto.string_val[0].decode()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from densitylr.doctor.foreign import Foreign
 from densitylr.doctor.importing import when_imported
 from densitylr.doctor.losses import Losses, seed_all
 from densitylr.doctor.running import Target, run
@@ -111,6 +112,7 @@ class Doctor:
         self.losses = Losses() if record is not None else None
         self.record = record.absolute() if record is not None else None
         self.finder: Finder | None = None
+        self.foreign = Foreign()
         self._table: LiveTable | None = None
 
     def run(self) -> None:
@@ -128,6 +130,7 @@ class Doctor:
         if self.losses is not None:
             self.losses.attach()
             seed_all()
+        self.foreign.attach()
         finder = self.finder = Finder(self.mode)
         if self.live:
             self._draw(finder)
@@ -165,6 +168,8 @@ class Doctor:
             )
             return
         self.finder.detach()
+        if self.finder.made:  # else it is said why there is no diagnosis at all
+            self.finder.notes += self.foreign.notes()
         if self._table is not None:
             self._table.stop()
         from densitylr.doctor.findings import findings

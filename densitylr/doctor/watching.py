@@ -25,7 +25,7 @@ from densitylr.monitor import DensityMonitor
 from densitylr.policy import LawState, LiftOff
 from densitylr.pretrained import pretrained_stages
 from densitylr.records import Diagnosis
-from densitylr.stages import Stage, find_stages
+from densitylr.stages import Stage, find_stages, untrainable
 
 __all__ = ["Controlled", "Trainer", "Watch"]
 
@@ -162,14 +162,14 @@ class Watch:
         return diagnose(
             self.history,
             mode=self.mode,
-            frozen=self._frozen or self._untrainable(),
+            frozen=self._frozen or untrainable(self.stages),
             gains=self._gains,
             observe_only=True,
         )
 
     def forget(self) -> None:
         """Let go of every part of the model; what was seen stays."""
-        self._frozen = self._untrainable()
+        self._frozen = untrainable(self.stages)
         self.close()
         self._eyes = None
         self.stages = {}
@@ -186,13 +186,6 @@ class Watch:
         """Take all hooks off the model."""
         if self._eyes is not None:
             self._eyes.close()
-
-    def _untrainable(self) -> list[str]:
-        return [
-            name
-            for name, stage in self.stages.items()
-            if not any(p.requires_grad for p in stage.parameters.values())
-        ]
 
     def _leads(self, optimizer: Optimizer) -> bool:
         """Whether this step counts: of several optimizers, one that is stepped every time."""

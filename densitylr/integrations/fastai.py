@@ -21,6 +21,7 @@ from fastcore.basics import GetAttr
 from fastcore.foundation import L
 
 from densitylr.controller import DensityLR
+from densitylr.history import check_series
 from densitylr.stages import find_stages
 
 __all__ = ["DensityCallback", "DensityOptimizer"]
@@ -145,6 +146,9 @@ class DensityCallback(Callback):
     Attributes:
         controller: the `DensityLR`, once there is an optimizer.
 
+    Raises:
+        ValueError: no such column; and, when there is an optimizer, as `DensityLR`.
+
     Example::
 
         learn = Learner(dls, model, loss_func=nn.CrossEntropyLoss(), cbs=DensityCallback())
@@ -159,6 +163,7 @@ class DensityCallback(Callback):
 
     def __init__(self, columns: Sequence[str] = ("scale",), **options: Any) -> None:
         super().__init__()
+        check_series(columns)
         self.columns, self.options = tuple(columns), options
 
     def after_create(self) -> None:

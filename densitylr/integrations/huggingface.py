@@ -16,7 +16,9 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
-from densitylr.controller import STATE_KEY, DensityLR
+from densitylr.checkpoint import STATE_KEY
+from densitylr.controller import DensityLR
+from densitylr.history import check_series
 from densitylr.monitor import DensityMonitor
 
 __all__ = ["DensityCallback"]
@@ -51,10 +53,11 @@ class DensityCallback(TrainerCallback, ExportableState):
         controller: the `DensityLR`, from the start of training on.
 
     Raises:
-        ValueError: at the start of training, as for `DensityLR`.
+        ValueError: no such number; and, at the start of training, as for `DensityLR`.
     """
 
     def __init__(self, numbers: Sequence[str] = ("near_zero", "scale"), **options: Any) -> None:
+        check_series(numbers)
         self.numbers, self.options = tuple(numbers), options
         self.controller: DensityLR | None = None
         self._made = False  # the controller is ours to save
@@ -99,7 +102,7 @@ class DensityCallback(TrainerCallback, ExportableState):
             if ours is not None:
                 if untrained is not None and untrained[0] is model:
                     self.controller._monitor.close()
-                    self.controller._monitor, untrained = untrained[1], None
+                    self.controller._decider.monitor, untrained = untrained[1], None
                 ours = _with_twins(ours, self.controller._monitor.state_dict())
                 self.controller.load_state_dict({**optimizer.state_dict(), STATE_KEY: ours})
         if untrained is not None:

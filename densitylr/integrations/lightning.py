@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from densitylr.controller import STATE_KEY, DensityLR
+from densitylr.checkpoint import STATE_KEY
+from densitylr.controller import DensityLR
 from densitylr.records import Decision, Reading
 from densitylr.sinks import Sink, scalars
 
@@ -30,9 +31,8 @@ class DensityCallback(Callback):
     this callback's state; a checkpoint of a run without the callback loads, too, and the other
     way round.
 
-    Where ``configure_optimizers`` returns `DensityLR` objects, they are reported on. As Lightning
-    restores the weights before it asks for optimizers, these warn of trained weights when a fit
-    is resumed, and go on all the same.
+    Where ``configure_optimizers`` returns `DensityLR` objects, they are reported on, and their
+    states are in the checkpoint as those of optimizers are.
 
     Every reading goes to the Trainer's loggers under ``densitylr/``, over
     ``trainer.global_step``; the progress bar shows ``least_moved``, the displacement of the
@@ -83,6 +83,7 @@ class DensityCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
+        self.optimizers, self._made = [], False  # until nothing can fail any more
         found: list[Optimizer] = trainer.strategy.optimizers
         there = [optimizer for optimizer in found if isinstance(optimizer, DensityLR)]
         if there and self.options:
@@ -95,12 +96,12 @@ class DensityCallback(Callback):
                 f"configure_optimizers returns {len(found)} optimizers, and each needs to know "
                 "its part of the model: return DensityLR(optimizer, part) there, for each"
             )
-        self._made = not there
-        if self._made:
+        made = not there
+        if made:
             # Of a resumed run the weights are trained, but not before we came.
             options = {**self.options, "pretrained": False} if self._loaded else self.options
             there = [DensityLR(found[0], pl_module, **options)]
-        self.optimizers = there
+        self.optimizers, self._made = there, made
         for i, optimizer in enumerate(there):
             prefix = "densitylr" if len(there) == 1 else f"densitylr/{i}"
             for sink in (_Report(self, trainer, prefix), *self.sinks):

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from densitylr.density import EDGES
+from densitylr.history import BOUNDS
 from densitylr.records import Decision, Reading
 from densitylr.sinks import scalars
 
 __all__ = ["TensorBoardSink"]
 
-# The last bin holds everything above: it is drawn as wide, in octaves, as the one before.
-_LIMITS = np.array([*EDGES, EDGES[-1] ** 2 / EDGES[-2]])
-_CENTRES = (_LIMITS + np.array([0.0, *EDGES])) / 2
+_LIMITS = BOUNDS[1:]  # the first bin begins at 0
+_CENTRES = (_LIMITS + np.array([0.0, *BOUNDS[1:-1]])) / 2
 
 
 class TensorBoardSink:

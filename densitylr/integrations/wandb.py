@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import wandb
 
-from densitylr.density import EDGES
+from densitylr.history import BOUNDS
 from densitylr.records import Decision, Reading
 from densitylr.sinks import scalars
 
 __all__ = ["WandbSink"]
 
-# The last bin holds everything above: it is drawn as wide, in octaves, as the one before.
-_EDGES = np.array([0.0, *EDGES, EDGES[-1] ** 2 / EDGES[-2]])
+_EDGES = np.array([0.0, *BOUNDS[1:]])
 
 
 class WandbSink:

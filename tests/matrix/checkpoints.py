@@ -130,12 +130,23 @@ def _resume_all() -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, in
 def _resumed(kind: str, model: str) -> None:
     straight, resumed, twins = _resume_all()
     run = f"{kind};{model}"
-    expected = numbers_of(straight[run])
+    expected = numbers_of(_without_peaks(straight[run]))
     law = straight[run]["optimizer"]["densitylr"][0]["law"]
     assert any(stage["scale"] not in (1.0, 1e-4) for stage in law.values()), "nothing happened"
     assert any(twins[f"{run};{step}"] for step in range(1, STEPS)), "no twin was saved"
     for step in range(STEPS):
-        assert numbers_of(resumed[f"{run};{step}"]) == expected, f"saved at step {step}"
+        found = numbers_of(_without_peaks(resumed[f"{run};{step}"]))
+        assert found == expected, f"saved at step {step}"
+
+
+def _without_peaks(outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The peaks between two probes are no part of a checkpoint that is saved there."""
+    (ours,) = outcome["optimizer"]["densitylr"]
+    recovery = ours.get("recovery", {"first": None, "recent": []})
+    for reading in filter(None, [recovery["first"], *recovery["recent"]]):
+        for seen in reading["stages"].values():
+            del seen["peak"]
+    return outcome
 
 
 def _trained(kind: str) -> tuple[nn.Module, DensityLR]:

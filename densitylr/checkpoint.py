@@ -1,0 +1,114 @@
+"""What a `DensityLR` adds to the state dict of its optimizer, and how it is found there again."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from densitylr.policy import LawState
+
+__all__ = ["STATE_KEY", "asked_by_torch", "joined", "parted"]
+
+STATE_KEY = "densitylr"
+"""In a state dict: ours."""
+
+
+_TORCH = "torch.distributed.checkpoint.state_dict"
+_FRAMES = 16
+
+
+def asked_by_torch() -> bool:
+    """Whether ``get_optimizer_state_dict`` or one of its kind is at work.
+
+    They take of a state dict what they know, ``state`` and ``param_groups``, by name, and drop
+    the rest without a word. And they take a step, at rates and gradients of zero, where an
+    optimizer has no state yet. Only the callers tell.
+    """
+    frame = sys._getframe(1)
+    for _ in range(_FRAMES):
+        if frame.f_globals.get("__name__") == _TORCH:
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
+
+
+def joined(inner: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The inner optimizer's state dict with ours beside it; the bare optimizer loads it, too.
+
+    For `asked_by_torch` it is in the first parameter group, which comes through whole, as the
+    bytes of a file; a bare optimizer that is given that with ``full_state_dict=True`` refuses it.
+    """
+    if not asked_by_torch():
+        # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same
+        # keys at loading: a fresh DensityLR has other twins and decisions.
+        return {**inner, STATE_KEY: (ours,)}
+    file = io.BytesIO()
+    torch.save(ours, file)
+    first, *others = inner["param_groups"]
+    return {**inner, "param_groups": [{**first, STATE_KEY: file.getvalue()}, *others]}
+
+
+def parted(
+    state_dict: Mapping[str, Any], mode: str, stages: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The inner optimizer's state dict and ours, complete; None, with a warning, without any.
+
+    To be called where the user's call arrives.
+
+    Args:
+        state_dict: what `joined` has made, in this version or an earlier one, or the state dict
+            of a bare optimizer.
+        mode: of the `DensityLR` that it is for.
+        stages: the names of its stages.
+
+    Raises:
+        ValueError: it is of another mode or of other stages.
+    """
+    inner = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+    found = state_dict.get(STATE_KEY)
+    groups = inner.get("param_groups", [])
+    if any(STATE_KEY in group for group in groups):  # it came through torch's functions
+        packed = next(group[STATE_KEY] for group in groups if STATE_KEY in group)
+        found = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+        inner["param_groups"] = [
+            {key: value for key, value in group.items() if key != STATE_KEY} for group in groups
+        ]
+    if isinstance(found, tuple):  # it was a dictionary once
+        (found,) = found
+    if found is None:
+        whose = "it is a bare optimizer's"
+        if asked_by_torch():
+            whose += (
+                ", or was flattened: get_optimizer_state_dict keeps ours unless "
+                "flatten_optimizer_state_dict=True, and optimizer.state_dict() always does"
+            )
+        warnings.warn(
+            f"the state dict has no DensityLR state ({whose}): the scales start anew",
+            UserWarning,
+            stacklevel=3,
+        )
+        return inner, None
+    if found["mode"] != mode:
+        raise ValueError(f"the state dict is of mode {found['mode']!r}, this DensityLR of {mode!r}")
+    unknown = found["law"].keys() - stages
+    if unknown:
+        raise ValueError(f"the state dict has stages {sorted(unknown)}, this model {list(stages)}")
+    law = LawState.from_dict(found["law"])
+    waiting = [name for name, stage in law.stages.items() if not stage.lifted]
+    if waiting and "taps" not in found:
+        warnings.warn(
+            f"the state dict was saved without untrained twins: {', '.join(waiting)} will be "
+            "compared with the weights this DensityLR was made with",
+            UserWarning,
+            stacklevel=3,
+        )
+    steps = found["steps"]
+    added = {"due": steps, "decided": steps, "first": 0, "twins_due": True, "taps": {}}
+    return inner, {**added, **found}
