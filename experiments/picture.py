@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from densitylr.density import EDGES, TAU
+from densitylr.density import TAU
+from densitylr.history import BOUNDS
 from experiments.results import Run, find_runs
 
 ARMS = {
@@ -37,7 +38,7 @@ def draw(runs: dict[str, Run], stage: str) -> Figure:
         steps = history.steps
         mesh = axes.pcolormesh(
             [*steps, 2 * steps[-1] - steps[-2]],
-            [EDGES[0] ** 2 / EDGES[1], *EDGES],
+            BOUNDS[:-1],
             np.ma.masked_less_equal(density, 0),
             norm=LogNorm(1e-4, top, clip=True),
             rasterized=True,

@@ -16,8 +16,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from densitylr.density import EDGES, TAU
-from densitylr.history import History
+from densitylr.density import TAU
+from densitylr.history import BOUNDS, History
 from experiments.pictures import Picture, rendered
 from experiments.run import Run
 from experiments.svg import ARM_COLOURS
@@ -85,7 +85,7 @@ def curve(
         axes.set_xlabel("optimizer step" if x == "step" else "seconds since the start")
         axes.set_ylabel(label)
         low, high = axes.dataLim.intervaly
-        if "loss" in y and 0 < low and high > _WIDE * low:
+        if "loss" in y and low > 0 and high > _WIDE * low:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(_plain))
             axes.yaxis.set_minor_formatter(FuncFormatter(_plain))
@@ -112,8 +112,6 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
         return None
     stages = list(dict.fromkeys(stage for _, history in seen for stage in history.stages))
     largest = max(float(h.density(s).max()) for _, h in seen for s in h.stages)
-    ratio = EDGES[1] / EDGES[0]
-    edges = np.array([EDGES[0] / ratio, *EDGES, EDGES[-1] * ratio])
 
     def draw(figure: Figure, theme: dict[str, Any]) -> None:
         grid = figure.subplots(len(stages), len(seen), sharex=True, sharey=True, squeeze=False)
@@ -124,7 +122,7 @@ def heatmaps(runs: Sequence[Run]) -> Picture | None:
                 axes.set_facecolor(theme["faint"])
                 if stage in history.stages:
                     density = np.ma.masked_less_equal(history.density(stage).T, 0)
-                    image = axes.pcolormesh(_between(history.steps), edges, density, norm=norm)
+                    image = axes.pcolormesh(_between(history.steps), BOUNDS, density, norm=norm)
                 axes.axhline(TAU, color="#ff3b30", linewidth=1.4, linestyle="--")
                 axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             row[0].set_yscale("log")
