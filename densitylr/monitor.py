@@ -256,6 +256,8 @@ class DensityMonitor:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
         for name in self.stages[stage].taps:
             self._taps[name].let_twin_go()
+        if not (self.armed or self.watching):  # nothing is kept in them but room for its answers
+            self._probes.clear()
 
     def _read(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         tap = self._taps[name]
