@@ -115,15 +115,18 @@ class Scratch:
     """
 
     def __init__(self, elements: int, device: torch.device) -> None:
-        self.magnitude = torch.empty(elements, device=device, dtype=torch.float32)
-        self.flags = torch.empty(elements, device=device, dtype=torch.float32)
-        self.wide = torch.empty(elements, device=device, dtype=row_dtype(device))
+        self.elements = elements
+        self._memory = torch.empty(2 * elements, device=device, dtype=torch.float32)
 
-    def shaped(self, rows: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Its three parts as matrices."""
-        parts = (self.magnitude, self.flags, self.wide)
-        a, b, c = (part[: rows * n].view(rows, n) for part in parts)
-        return a, b, c
+    def wide(self, rows: int, n: int) -> Tensor:
+        """All of it as a matrix in `row_dtype`."""
+        dtype = row_dtype(self._memory.device)
+        return self._memory.view(dtype)[: rows * n].view(rows, n)
+
+    def halves(self, rows: int, n: int) -> tuple[Tensor, Tensor]:
+        """The same memory as two matrices in float32."""
+        first, second = self._memory[: 2 * rows * n].view(2, rows, n)
+        return first, second
 
 
 def row_dtype(device: torch.device) -> torch.dtype:
@@ -150,7 +153,11 @@ def measure(
     """
     rows, n = values.shape
     scratch = scratch or Scratch(rows * n, values.device)
-    magnitude, flags, wide = scratch.shaped(rows, n)
+    # The sums come first: what is counted afterwards is written over their memory.
+    wide = scratch.wide(rows, n).copy_(values).nan_to_num_(0.0, 0.0, 0.0)
+    total = wide.sum(1)
+    square = torch.linalg.vector_norm(wide, dim=1).square()
+    magnitude, flags = scratch.halves(rows, n)
     # A float32 sum of ones is exact up to 2**24.
     counter = None if n < 2**24 else row_dtype(values.device)
 
@@ -160,9 +167,6 @@ def measure(
     torch.abs(values, out=magnitude)
     count = at_most(torch.finfo(torch.float32).max)
     absolute = at_most(ABSOLUTE)
-    wide.copy_(torch.nan_to_num(values, 0.0, 0.0, 0.0, out=flags))
-    total = wide.sum(1)
-    square = torch.linalg.vector_norm(wide, dim=1).square()
     # NaN where nothing is finite, and a positive one: a code has no sign.
     rms = (square / count).sqrt().float().abs()
     present = at_most((TAU * rms)[:, None])

@@ -126,7 +126,7 @@ class Probe:
         values = self._values[at, : max(self.sizes[row] for row in rows)]
         place = {row: i for i, row in enumerate(rows)}
         partner = [place.get(self._partner[row], -1) for row in rows]
-        if self._scratch is None or len(self._scratch.flags) < values.numel():
+        if self._scratch is None or self._scratch.elements < values.numel():
             self._scratch = Scratch(values.numel(), values.device)
         untrained = torch.tensor(partner, device=values.device)
         found = measure(values, self._rms0[at], untrained, self._scratch)
