@@ -42,7 +42,7 @@ def tabulate(
         probe = probes[device]
         sizes = np.array(probe.sizes)
         own = [tap for tap in taps if tap.device == device]
-        at = [tap.row for tap in own]
+        at = np.array([tap.row for tap in own])
         found = dict(summarise(rows[at, :SUMS], sizes[at]))
         answered = [tap for tap in own if tap.answered]
         told: dict[int, tuple[float, float]] = {}  # by the twins: an answer may be all NaN
@@ -53,31 +53,27 @@ def tabulate(
                 told[tap.row] = (float(answers["count"][i]), float(answers["near_zero"][i]))
                 if told[tap.row][0]:
                     tap.reference = told[tap.row]
-        for i, tap in enumerate(own):
-            if found["count"][i]:
-                tap.rms0 = float(found["rms0"][i])
-                first = (float(found["count"][i]), float(found["near_zero"][i]))
-                tap.reference = tap.reference or first
+        numbers = (found[name].tolist() for name in ("count", "near_zero", "rms0"))
+        for tap, count, near_zero, rms0 in zip(own, *numbers, strict=True):
+            if count:
+                tap.rms0 = rms0
+                tap.reference = tap.reference or (float(count), float(near_zero))
         references = np.array([told.get(tap.row, tap.reference) or (0.0, 0.0) for tap in own])
         found["reference_count"], found["reference_near_zero"] = references.T
         for name, column in (("dormant", DORMANT), ("variety", VARIETY), ("peak", PEAK)):
             found[name] = rows[at, column]
         found["estimator"] = np.array([ESTIMATORS.index(tap.estimator) for tap in own])
-        for i, name in enumerate(TABLE):
-            table[at, i] = found[name]
-        table[at, len(TABLE) :] = found["histogram"]
+        columns = np.stack([found[name] for name in TABLE], 1)
+        table[at] = np.concatenate((columns, found["histogram"]), 1)
     return table
 
 
-def combine(
-    stages: Mapping[str, Stage], taps: Mapping[str, Tap], table: np.ndarray
-) -> dict[str, StageReading]:
+def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageReading]:
     """Means over the taps of each stage that were read and hold a finite element.
 
     Args:
-        stages: the stages by name.
-        taps: the taps by name.
-        table: from `tabulate`.
+        stages: the stages by name, each with a tap at least.
+        table: from `tabulate`, the taps in the order of the stages.
     """
     column = {name: table[:, i] for i, name in enumerate(TABLE)}
     count, near = column["count"], column["near_zero"]
@@ -88,19 +84,29 @@ def combine(
     displacement = np.abs(np.log((near + 0.5) / (n + 1)) - np.log((near0 + 0.5) / (n0 + 1)))
     shares = [column[name] / n for name in _SHARES]
     means = np.stack([*shares, *(column[name] for name in _MEANS), near0 / n0, displacement], 1)
+    nonfinite, estimator = column["nonfinite"], column["estimator"].astype(int)
     histogram = table[:, len(TABLE) :].astype(np.int64)
+    # The rows of a stage follow one another.
+    first = np.cumsum([0, *(len(stage.taps) for stage in stages.values())])
+    begin = first[:-1]
+    sums = np.add.reduceat(np.where(live[:, None], means, 0), begin)
+    alive = np.add.reduceat(live.astype(int), begin)
+    counts = np.add.reduceat(np.where(live, count, 0), begin).astype(int).tolist()
+    unusable = np.add.reduceat(nonfinite, begin).astype(int).tolist()
+    histograms = np.add.reduceat(histogram, begin)
+    best = np.maximum.reduceat(np.where(live, estimator, 0), begin).tolist()
+    worst = np.minimum.reduceat(np.where(live, estimator, len(ESTIMATORS)), begin).tolist()
+    found = np.full_like(sums, np.nan)
+    np.divide(sums, alive[:, None], out=found, where=alive[:, None] > 0)
     readings = {}
-    for stage in stages.values():
-        own = [taps[name].row for name in stage.taps]
-        alive = [row for row in own if live[row]]
-        found = means[alive].mean(0).tolist() if alive else [math.nan] * len(_NUMBERS)
-        found = [math.nan if math.isnan(x) else x for x in found]  # one object: readings compare
-        estimators = {ESTIMATORS[int(code)] for code in column["estimator"][alive]}
-        readings[stage.name] = StageReading(
-            **dict(zip(_NUMBERS, found, strict=True)),
-            estimator=(estimators or {"first-probe"}).pop() if len(estimators) < 2 else "mixed",
-            count=int(count[alive].sum()),
-            nonfinite=int(column["nonfinite"][own].sum()),
-            histogram=histogram[own].sum(0),
+    for i, (name, numbers) in enumerate(zip(stages, found.tolist(), strict=True)):
+        told = ESTIMATORS[best[i]] if best[i] == worst[i] else "mixed"
+        readings[name] = StageReading(
+            # One NaN for all: readings compare.
+            **{key: math.nan if x != x else x for key, x in zip(_NUMBERS, numbers, strict=True)},
+            estimator=told if alive[i] else "first-probe",
+            count=counts[i],
+            nonfinite=unusable[i],
+            histogram=histograms[i],
         )
     return readings

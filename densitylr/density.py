@@ -19,7 +19,6 @@ from torch import Tensor
 
 __all__ = [
     "BINS",
-    "CODES",
     "COLUMNS",
     "EDGES",
     "ESTIMATORS",
@@ -56,7 +55,8 @@ COLUMNS = (
     "near_zero_present",  # |a| <= TAU * rms(a): against the present, not the untrained scale
     "sum",
     "square",  # sum of squares
-    "rms0",  # the untrained RMS that the codes are in units of
+    "rms0",  # the untrained RMS that the histogram is in units of
+    "exactly_zero",  # or below 2**-126 * TAU * rms0
 )
 
 TABLE = (
@@ -90,9 +90,7 @@ _OCTAVES = (-5, 6)
 _FIRST = _ONE + 4 * _OCTAVES[0]
 _LAST = _ONE + 4 * _OCTAVES[1]
 _SUBNORMAL = 4  # codes below this: zero, or less than 2**-126
-CODES = 256 * 4
-"""Number of codes; `summarise` makes a histogram of them."""
-
+_CODES = 256 * 4
 
 EDGES: tuple[float, ...] = tuple(
     TAU * 2.0 ** (step // 4) * (1 + step % 4 / 4)
@@ -117,15 +115,18 @@ class Scratch:
     """
 
     def __init__(self, elements: int, device: torch.device) -> None:
-        self.magnitude = torch.empty(elements, device=device, dtype=torch.float32)
-        self.flags = torch.empty(elements, device=device, dtype=torch.float32)
-        self.wide = torch.empty(elements, device=device, dtype=row_dtype(device))
+        self.elements = elements
+        self._memory = torch.empty(2 * elements, device=device, dtype=torch.float32)
 
-    def shaped(self, rows: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Its three parts as matrices."""
-        parts = (self.magnitude, self.flags, self.wide)
-        a, b, c = (part[: rows * n].view(rows, n) for part in parts)
-        return a, b, c
+    def wide(self, rows: int, n: int) -> Tensor:
+        """All of it as a matrix in `row_dtype`."""
+        dtype = row_dtype(self._memory.device)
+        return self._memory.view(dtype)[: rows * n].view(rows, n)
+
+    def halves(self, rows: int, n: int) -> tuple[Tensor, Tensor]:
+        """The same memory as two matrices in float32."""
+        first, second = self._memory[: 2 * rows * n].view(2, rows, n)
+        return first, second
 
 
 def row_dtype(device: torch.device) -> torch.dtype:
@@ -147,12 +148,16 @@ def measure(
         scratch: memory to use, for ``rows * n`` elements.
 
     Returns:
-        ``[rows, len(COLUMNS) + CODES]`` in `row_dtype`: `COLUMNS`, then how often each code
-        occurs. Thresholds and ratios are rounded to float32; sums are in `row_dtype`.
+        ``[rows, len(COLUMNS) + BINS - 1]`` in `row_dtype`: `COLUMNS`, then the histogram but for
+        its last bin. Thresholds and ratios are rounded to float32; sums are in `row_dtype`.
     """
     rows, n = values.shape
     scratch = scratch or Scratch(rows * n, values.device)
-    magnitude, flags, wide = scratch.shaped(rows, n)
+    # The sums come first: what is counted afterwards is written over their memory.
+    wide = scratch.wide(rows, n).copy_(values).nan_to_num_(0.0, 0.0, 0.0)
+    total = wide.sum(1)
+    square = torch.linalg.vector_norm(wide, dim=1).square()
+    magnitude, flags = scratch.halves(rows, n)
     # A float32 sum of ones is exact up to 2**24.
     counter = None if n < 2**24 else row_dtype(values.device)
 
@@ -162,9 +167,6 @@ def measure(
     torch.abs(values, out=magnitude)
     count = at_most(torch.finfo(torch.float32).max)
     absolute = at_most(ABSOLUTE)
-    wide.copy_(torch.nan_to_num(values, 0.0, 0.0, 0.0, out=flags))
-    total = wide.sum(1)
-    square = wide.mul_(wide).sum(1)
     # NaN where nothing is finite, and a positive one: a code has no sign.
     rms = (square / count).sqrt().float().abs()
     present = at_most((TAU * rms)[:, None])
@@ -173,9 +175,11 @@ def measure(
     codes = magnitude.mul_(1 / (TAU * rms0).clamp(min=TINY)[:, None]).view(torch.int32)
     codes.bitwise_right_shift_(_SHIFT)
     # Each row counts in bins of its own.
-    codes += torch.arange(rows, dtype=torch.int32, device=values.device)[:, None] * CODES
-    numbers = torch.stack((count, absolute, present, total, square, rms0), 1)
-    return torch.cat((numbers, _tally(codes.view(-1), rows * CODES).view(rows, CODES)), 1)
+    codes += torch.arange(rows, dtype=torch.int32, device=values.device)[:, None] * _CODES
+    found = _tally(codes.view(-1), rows * _CODES).view(rows, _CODES)
+    zero, low = found[:, :_SUBNORMAL].sum(1), found[:, :_FIRST].sum(1)
+    numbers = torch.stack((count, absolute, present, total, square, rms0, zero, low), 1)
+    return torch.cat((numbers, found[:, _FIRST:_LAST]), 1)
 
 
 def _tally(codes: Tensor, bins: int) -> Tensor:
@@ -235,7 +239,7 @@ def summarise(rows: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
     """The numbers of each tap from the sums of `measure`.
 
     Args:
-        rows: float64 ``[taps, len(COLUMNS) + CODES]``.
+        rows: float64 ``[taps, len(COLUMNS) + BINS - 1]``.
         sizes: elements of each tap, without padding, ``[taps]``.
 
     Returns:
@@ -246,19 +250,16 @@ def summarise(rows: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
         `EDGES`, ``[taps, BINS]``.
     """
     found = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
-    codes = rows[:, len(COLUMNS) :]
     n = np.maximum(found["count"], 1)
     mean, square = found.pop("sum") / n, found.pop("square") / n
     histogram = np.empty((len(rows), BINS), dtype=np.int64)
-    histogram[:, 0] = codes[:, :_FIRST].sum(1)
-    histogram[:, 1:-1] = codes[:, _FIRST:_LAST]
+    histogram[:, :-1] = rows[:, len(COLUMNS) :]
     # The rest: a finite value in units of a tiny rms0 has the code of an infinite one.
     histogram[:, -1] = found["count"] - histogram[:, :-1].sum(1)
     return {
         **found,
         "nonfinite": sizes - found["count"],
         "near_zero": histogram[:, :_NEAR].sum(1),
-        "exactly_zero": codes[:, :_SUBNORMAL].sum(1),
         "mean": mean,
         "std": np.sqrt(np.maximum(square - mean**2, 0)),
         "rms": np.sqrt(square),

@@ -221,7 +221,7 @@ class DensityMonitor:
             if not table[:, :2].any():  # no outputs, finite or not, on any rank
                 return None
         self.armed = False
-        reading = Reading(step, combine(self.stages, self._taps, table))
+        reading = Reading(step, combine(self.stages, table))
         self.forget_peaks()
         for name, seen in reading.stages.items():
             if seen.nonfinite and name not in self._warned:
@@ -254,8 +254,12 @@ class DensityMonitor:
 
     def let_twin_go(self, stage: str) -> None:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
-        for name in self.stages[stage].taps:
-            self._taps[name].let_twin_go()
+        taps = [self._taps[name] for name in self.stages[stage].taps]
+        alive = any(tap.twin is not None for tap in taps)
+        for tap in taps:
+            tap.let_twin_go()
+        if alive and not (self.armed or self.watching):
+            self._probes.clear()  # in which nothing is kept now but room for its answers
 
     def _read(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         tap = self._taps[name]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from densitylr.density import (
+    BINS,
     CHANNELS,
-    CODES,
     COLUMNS,
     Scratch,
     channel_slots,
@@ -23,7 +23,7 @@ from densitylr.density import (
 
 __all__ = ["DORMANT", "PEAK", "SUMS", "VARIETY", "Probe"]
 
-SUMS = len(COLUMNS) + CODES
+SUMS = len(COLUMNS) + BINS - 1
 DORMANT, VARIETY, PEAK = SUMS, SUMS + 1, SUMS + 2
 """A row: what `measure` gives, dormant share, variety, peak."""
 
@@ -75,7 +75,7 @@ class Probe:
         self._weights = torch.full((taps, CHANNELS), torch.nan, **real)
         self._places: dict[int, Tensor] = {}  # where the samples of a row go, in their shape
         self._layouts: dict[int, Hashable] = {}
-        self._used = taps  # rows to be measured
+        self._fresh: set[int] = set()  # rows that were kept since the last `finish`
 
     def put(
         self,
@@ -108,11 +108,11 @@ class Probe:
     def finish(self) -> Tensor:
         """Measure what was kept. Returns `rows`; nobody has waited for the device."""
         groups: dict[int, list[int]] = {}
-        for row in range(self._used):
+        for row in sorted(self._fresh):
             groups.setdefault(max(self.sizes[row], self.budget), []).append(row)
         for rows in groups.values():
             self._measure(rows)
-        self._used = self.taps
+        self._fresh.clear()
         return self.rows
 
     def _measure(self, rows: list[int]) -> None:
@@ -126,7 +126,7 @@ class Probe:
         values = self._values[at, : max(self.sizes[row] for row in rows)]
         place = {row: i for i, row in enumerate(rows)}
         partner = [place.get(self._partner[row], -1) for row in rows]
-        if self._scratch is None or len(self._scratch.flags) < values.numel():
+        if self._scratch is None or self._scratch.elements < values.numel():
             self._scratch = Scratch(values.numel(), values.device)
         untrained = torch.tensor(partner, device=values.device)
         found = measure(values, self._rms0[at], untrained, self._scratch)
@@ -143,7 +143,7 @@ class Probe:
 
     def _keep(self, row: int, sample: Tensor) -> None:
         """Copy a sample."""
-        self._used = max(self._used, row + 1)
+        self._fresh.add(row)
         place = self._places.get(row)
         if place is not None and place.shape == sample.shape:
             place.copy_(sample)

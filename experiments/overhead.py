@@ -108,7 +108,7 @@ def measure(
         bar.update()
     for size in batches:
         few = max(3, rounds * batch // (2 * max(batch, size)))
-        times, taps = time_case(CASES[cases[0]], size, few, device, SWEPT, warm_up=1)
+        times, taps = time_case(CASES[cases[0]], size, few, device, SWEPT)
         arms = summary(times, taps, idle)
         result["batches"][str(size)] = {
             "rounds": few,

@@ -227,7 +227,7 @@ def time_case(
     rounds: int,
     device: torch.device,
     names: Sequence[str] = EVERY_ARM,
-    warm_up: int = 2,
+    warm_up: int = 3,
 ) -> tuple[Times, int]:
     """Train all arms side by side, one step each a round, in shuffled order.
 
