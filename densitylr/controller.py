@@ -57,7 +57,7 @@ class DensityLR(Optimizer):
             first called.
         mode: ``"repair"`` (default) raises the rate of stages that stay untrained, up to the
             largest rate of any group, and never acts where all rates are equal. ``"warmup"``
-            starts at 1e-4 of the rates and finds one rate for all stages, at which they come
+            starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
             alive, up to the same cap. ``"free"`` does so without a cap.
         stages: the user's own stages, as in `find_stages`.
         every: optimizer steps from one probe to the next: half of that (rounded down) during

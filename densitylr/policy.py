@@ -1,8 +1,8 @@
 """The hands' orders: the lift-off law, from readings and rates to decisions. Pure, no torch.
 
 A stage that learns changes the distribution of its own outputs within a few dozen steps; a
-starved one does not. While a stage has not *lifted off*, its rate is raised; once it has, what
-it asks for stays what it is. A policy is a set of constants; all that changes is in a `LawState`,
+starved one does not. While a stage has not *lifted off*, its rate is raised; once it has, its
+scale stays where it is. A policy is a set of constants; all that changes is in a `LawState`,
 so the same law runs in training and over a recorded trace (`simulate`).
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from densitylr.records import Decision, Reading, StageReading
+from densitylr.records import Decision, Reading
 
 if TYPE_CHECKING:
     from densitylr.history import History
@@ -28,8 +27,6 @@ ROUNDING = 1e-6
 """A schedule rounds the ratio of two rates anew at every step; that is no change."""
 
 LARGEST = " (the largest you gave)"
-CHANGED = "your rates have changed"
-SHARED = "goes with the other stages"
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ class StageState:
         step: step of the last reading.
         rate: effective rate since then.
         spent: sum of the effective rates of all steps up to the last reading.
-        wanted: the scale it asks for by itself; 0 as long as it has not been judged.
     """
 
     scale: float
@@ -52,7 +48,6 @@ class StageState:
     step: int = 0
     rate: float = 0.0
     spent: float = 0.0
-    wanted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,16 +116,8 @@ class LiftOff:
     ``speed`` a step is ``speed * S / D``. While ``D`` is not visible the rate is raised by
     ``leap`` instead: ``D`` is visible above ``visible`` and above ``2 / sqrt(n)``, n being the
     near-zero outputs counted, the scale of its sampling noise. A change that was solved for is
-    kept within ``shrink`` … ``growth``; at lift-off the rate may still be lowered, then what the
-    stage asks for stays. All stages, with or without a say, train at one rate, the median of
-    what those with a say ask for:
-
-        rate = median over stages of (speed * S / D)
-
-    (the lower one of two in the middle), until the last one has lifted off. Each of them is a
-    noisy answer to much the same question, and a displacement that crosses zero by chance, or a
-    head whose few outputs are all it has to show, moves no median. ``warmup`` keeps to the
-    largest rate of the user's, ``free`` to a scale of ``reach``.
+    kept within ``shrink`` … ``growth``; at lift-off the rate may still be lowered, then it
+    stays. ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
 
     Args:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
@@ -181,37 +168,25 @@ class LiftOff:
     def decide(
         self, state: LawState, reading: Reading, rates: Mapping[str, float], ceiling: float
     ) -> tuple[LawState, list[Decision]]:
-        before: dict[str, StageState] = {}
-        after: dict[str, StageState] = {}
-        reasons: dict[str, str] = {}
-        judged = False
+        stages = dict(state.stages)
+        decisions = []
         for name, old in state.stages.items():
             own = rates.get(name, 0.0)
             spent = old.spent + old.rate * (reading.step - old.step)
             first = reading.step if old.first is None and own > 0 else old.first
-            stage = dataclasses.replace(
+            new = dataclasses.replace(
                 old, first=first, step=reading.step, rate=own * old.scale, spent=spent
             )
-            before[name] = stage
             seen = reading.stages[name]
+            decision = None
             cap = self._cap(own, ceiling)
             if own > 0 and math.isfinite(seen.displacement) and not old.lifted:
-                stage, reasons[name] = self._judge(stage, seen, own, cap)
-                judged = True
-            elif stage.scale > cap * (1 + ROUNDING):
-                # It has lifted off, and the user's rates have drawn closer together.
-                stage = dataclasses.replace(stage, scale=cap, rate=own * cap)
-                reasons[name] = CHANGED
-            after[name] = stage
-        if judged and self.mode != "repair":
-            after = self._shared(after, rates, ceiling)
-        decisions = []
-        for name, new in after.items():
-            cap = self._cap(rates.get(name, 0.0), ceiling)
-            reason = reasons.get(name, SHARED)
-            decision = self._decision(name, before[name], new, reading, reason, cap)
+                new, decision = self._judge(name, new, reading, own, cap)
+            elif new.scale > cap * (1 + ROUNDING):
+                new, decision = _lowered(name, new, reading, own, cap)
+            stages[name] = new
             decisions += [decision] if decision else []
-        return LawState(after), decisions
+        return LawState(stages), decisions
 
     def _cap(self, own: float, ceiling: float) -> float:
         """The largest scale of a stage whose own rate is ``own``."""
@@ -220,11 +195,11 @@ class LiftOff:
         return self.reach if self.mode == "free" else ceiling / own
 
     def _judge(
-        self, stage: StageState, seen: StageReading, own: float, cap: float
-    ) -> tuple[StageState, str]:
-        """The stage as it would have it by itself, and why."""
+        self, name: str, stage: StageState, reading: Reading, own: float, cap: float
+    ) -> tuple[StageState, Decision | None]:
+        seen = reading.stages[name]
         if seen.zero_gradient:
-            return dataclasses.replace(stage, wanted=0.0), "no rate moves it"
+            return stage, None  # no rate moves it
         moved = seen.displacement
         lifted = moved >= (self.healthy if self.mode == "repair" else self.delta)
         steps = stage.step - (stage.first or 0)
@@ -233,84 +208,51 @@ class LiftOff:
             factor = 1.0
             if moved < expected and not lifted:
                 factor = max(self.growth, min(self.leap, expected / max(moved, 1e-9)))
-            reason = f"expected to have moved {expected:.1%}"
+            want = f"expected to have moved {expected:.1%}"
         elif steps == 0:
-            return stage, SHARED  # nothing has been spent yet
+            return stage, None  # nothing has been spent yet
         elif moved < max(self.visible, 2 / math.sqrt(max(1.0, seen.count * seen.untrained))):
             factor = 1.0 if lifted else min(self.leap, self.delta / max(moved, 1e-9))
-            reason = f"moved {moved:.2%}, too little to go by"
+            want = f"moved {moved:.2%}, too little to go by"
         else:
             factor = self.speed * stage.spent / moved / stage.rate
             factor = min(1.0 if lifted else self.growth, max(self.shrink, factor))
-            reason = f"moved {moved:.2%} for {stage.spent:.2g} of rate spent"
-        if lifted:
-            reason = f"moved {moved:.1%}, lifted off"
+            want = f"moved {moved:.2%} for {stage.spent:.2g} of rate spent"
         scale = min(stage.scale * factor, cap)
-        return dataclasses.replace(_at(stage, scale, own), lifted=lifted, wanted=scale), reason
-
-    def _shared(
-        self, stages: Mapping[str, StageState], rates: Mapping[str, float], ceiling: float
-    ) -> dict[str, StageState]:
-        """All stages at the median of the rates that they ask for."""
-        asked = [rates[n] * s.wanted for n, s in stages.items() if rates.get(n) and s.wanted > 0]
-        if not asked:
-            return dict(stages)
-        # The lower of two in the middle: no stage raises another that has lifted off.
-        rate = statistics.median_low(asked)
-        return {
-            n: _at(s, min(rate / rates[n], self._cap(rates[n], ceiling)), rates[n])
-            if rates.get(n)
-            else s
-            for n, s in stages.items()
-        }
-
-    def _decision(
-        self,
-        name: str,
-        old: StageState,
-        new: StageState,
-        reading: Reading,
-        reason: str,
-        cap: float,
-    ) -> Decision | None:
-        """The change from ``old`` to ``new``, in words; None if there is none to tell of."""
-        lifts = new.lifted and not old.lifted
-        if lifts and self.mode == "repair" and new.scale == 1.0:
-            return None
-        if not lifts and new.scale == old.scale:
-            return None
-        kind = "lift-off" if lifts else "raise" if new.scale > old.scale else "lower"
-        change = f"; rate {old.rate:.1e} → {new.rate:.1e}"
-        if new.scale == old.scale:
-            change = f"; rate stays {new.rate:.1e}, {new.scale:.4g} times yours"
-        elif new.scale == cap:
-            change += " (the largest it may have)" if self.mode == "free" else LARGEST
-        elif self.mode != "repair" and not math.isclose(new.scale, new.wanted, rel_tol=ROUNDING):
-            change += " (the median of all stages)"
-        seen = reading.stages[name]
+        if math.isclose(scale, stage.scale, rel_tol=ROUNDING):
+            scale = stage.scale
+        new = dataclasses.replace(stage, scale=scale, rate=own * scale, lifted=lifted)
         evidence = (
             f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
             f"after {reading.step} steps; "
         )
-        if reason == CHANGED or math.isnan(seen.near_zero):
-            evidence = ""
-        return Decision(
-            reading.step,
-            name,
-            kind,
-            old.scale,
-            new.scale,
-            old.rate,
-            new.rate,
-            evidence + reason + change,
+        if lifted:
+            if self.mode == "repair" and scale == 1.0:
+                return new, None
+            kind, reason = "lift-off", f"moved {moved:.1%}, lifted off"
+        elif scale == stage.scale:
+            return new, None
+        else:
+            kind, reason = ("raise" if scale > stage.scale else "lower"), want
+        change = f"; rate {stage.rate:.1e} → {new.rate:.1e}"
+        if scale == stage.scale:
+            change = f"; rate stays {new.rate:.1e}, {scale:.4g} times yours"
+        elif scale == cap:
+            change += " (the largest it may have)" if self.mode == "free" else LARGEST
+        reason = evidence + reason + change
+        return new, Decision(
+            reading.step, name, kind, stage.scale, scale, stage.rate, new.rate, reason
         )
 
 
-def _at(stage: StageState, scale: float, own: float) -> StageState:
-    """The stage at another scale; a schedule's rounding is none."""
-    if math.isclose(scale, stage.scale, rel_tol=ROUNDING):
-        scale = stage.scale
-    return dataclasses.replace(stage, scale=scale, rate=own * scale)
+def _lowered(
+    name: str, stage: StageState, reading: Reading, own: float, cap: float
+) -> tuple[StageState, Decision]:
+    """A stage that has lifted off, after the user's rates have drawn closer together."""
+    new = dataclasses.replace(stage, scale=cap, rate=own * cap)
+    reason = f"your rates have changed; rate {stage.rate:.1e} → {new.rate:.1e}{LARGEST}"
+    decision = Decision(reading.step, name, "lower", stage.scale, cap, stage.rate, new.rate, reason)
+    return new, decision
 
 
 def simulate(policy: Policy, history: History) -> tuple[LawState, list[Decision]]:

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -316,15 +315,16 @@ def test_repair_gives_back_what_the_user_has_taken() -> None:
     assert "your rates have changed; rate 1.0e+00 → 1.0e-01" in decision.reason
 
 
-def test_a_stage_that_thaws_is_expected_to_move_from_then_on() -> None:
+@pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
+def test_a_stage_that_thaws_is_expected_to_move_from_then_on(mode: str) -> None:
     """As one that trains from the first step on, whatever came before."""
 
     def asked(start: int, thaw: int) -> list[tuple[int, float, bool]]:
-        state, found = LiftOff().init(["a", "b"]), []
+        state, found = LiftOff(mode).init(["a", "b"]), []
         for step in range(start, thaw + 60, 5):
             rates = {"a": 1e-5 if step >= thaw else 0.0, "b": 0.1}
             moved = 1e-4 * max(0, step - thaw)
-            state, decisions = LiftOff().decide(
+            state, decisions = LiftOff(mode).decide(
                 state, reading(step, {"a": moved, "b": 0.3}), rates, 0.1
             )
             found += [
@@ -334,99 +334,3 @@ def test_a_stage_that_thaws_is_expected_to_move_from_then_on() -> None:
 
     assert asked(0, 100) == asked(100, 100)
     assert asked(0, 100)
-
-
-# What the stages of a search share
-
-
-def search(
-    moved: Callable[[int], dict[str, float]], rates: dict[str, float], steps: int = 60
-) -> list[LawState]:
-    law = LiftOff("free")
-    state, states = law.init(list(rates)), []
-    for step in range(0, steps, 2):
-        state, _ = law.decide(state, reading(step, moved(step)), rates, max(rates.values()))
-        states.append(state)
-    return states
-
-
-@given(
-    st.lists(st.floats(-3, 3), min_size=1, max_size=6),
-    st.lists(st.floats(-3, 0), min_size=6, max_size=6),
-)
-def test_all_stages_take_the_median_of_what_each_solves_for(
-    log_sensitivities: list[float], log_own: list[float]
-) -> None:
-    """Linear plants of any sensitivities, against the law written out for a single stage."""
-    law = LiftOff("free")
-    own = {str(i): 10.0 ** log_own[i] for i in range(len(log_sensitivities))}
-    sensitivity = {n: 10.0 ** log_sensitivities[int(n)] for n in own}
-    state = law.init(list(own))
-    noise = 2 / math.sqrt(2**17 * 0.08)
-    rate = {n: law.start * r for n, r in own.items()}
-    spent, asked = dict.fromkeys(own, 0.0), dict.fromkeys(own, math.nan)
-    lifted: set[str] = set()
-    for step in range(0, 80, 5):
-        moved = {n: sensitivity[n] * spent[n] for n in own}
-        for n in own.keys() - lifted if step else ():
-            if moved[n] < noise:
-                factor = min(law.leap, law.delta / max(moved[n], 1e-9))
-            else:
-                factor = law.speed * spent[n] / moved[n] / rate[n]
-                factor = max(law.shrink, min(law.growth, factor))
-            if moved[n] >= law.delta:
-                factor = min(1.0, factor)
-                lifted.add(n)
-            asked[n] = factor * rate[n]
-        state, _ = law.decide(state, reading(step, moved), own, max(own.values()))
-        if step:
-            middle = sorted(asked.values())[(len(asked) - 1) // 2]
-            rate = dict.fromkeys(own, middle)
-        for n, stage in state.stages.items():
-            assert stage.scale * own[n] == pytest.approx(rate[n], rel=1e-4)
-            assert stage.lifted == (n in lifted)
-        for n in own:
-            spent[n] += 5 * rate[n]
-
-
-def test_a_stage_that_nothing_moves_raises_no_other() -> None:
-    states = search(lambda step: {"a": 0.01 * step, "dead": 0.0}, {"a": 0.1, "dead": 1e-3})
-    at = next(i for i, s in enumerate(states) if s.stages["a"].lifted)
-    assert not states[-1].stages["dead"].lifted
-    for state in states[at:]:
-        assert state.scales["a"] == states[at].scales["a"]
-        assert state.scales["dead"] * 1e-3 == pytest.approx(state.scales["a"] * 0.1)
-
-
-def test_a_stage_that_thaws_joins_the_others_at_their_rate() -> None:
-    law = LiftOff("free")
-    state = law.init(["a", "b"])
-    for step in range(0, 60, 5):
-        rates = {"a": 0.01 if step >= 40 else 0.0, "b": 0.1}
-        moved = {"a": 0.0, "b": 0.05 * step}
-        before = state
-        state, _ = law.decide(state, reading(step, moved), rates, 0.1)
-        if step >= 40:
-            assert state.scales["b"] == before.scales["b"]
-            assert state.scales["a"] * 0.01 == pytest.approx(state.scales["b"] * 0.1)
-
-
-def test_without_a_gradient_or_a_reading_a_stage_goes_with_the_others() -> None:
-    law = LiftOff("free")
-    state = law.init(["a", "b", "still", "unread"])
-    rates = {"a": 0.1, "b": 0.1, "still": 1e-3, "unread": 1e-2}
-    alone = law.init(["a", "b"])
-    for step in range(0, 60, 5):
-        seen = {
-            "a": stage_reading(0.01 * step),
-            "b": stage_reading(0.002 * step),
-            "still": stage_reading(0.0, zero_gradient=1.0),
-            "unread": stage_reading(math.nan, near_zero=math.nan, untrained=math.nan),
-        }
-        state, decisions = law.decide(state, Reading(step, seen), rates, 0.1)
-        two = Reading(step, {n: seen[n] for n in ("a", "b")})
-        alone, _ = law.decide(alone, two, {"a": 0.1, "b": 0.1}, 0.1)
-        assert {n: state.scales[n] for n in ("a", "b")} == alone.scales
-        assert all("nan" not in d.reason for d in decisions)
-    for name in ("still", "unread"):
-        assert state.scales[name] * rates[name] == pytest.approx(0.1 * alone.scales["a"])
