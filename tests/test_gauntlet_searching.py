@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from gauntlet_records import record
 from scipy.stats import rankdata
 
 from experiments.gauntlet.cell import parse_arm
-from experiments.gauntlet.searching import mean_ranks, searches
+from experiments.gauntlet.pack import pack
+from experiments.gauntlet.pool import read
+from experiments.gauntlet.searching import compare_rules, mean_ranks, searches
 from experiments.gauntlet.verdict import judge
 
 Record = dict[str, Any]
@@ -85,3 +89,43 @@ def test_no_such_arm(arm: str) -> None:
     with pytest.raises(ValueError, match="got") as error:
         parse_arm(arm)
     assert arm in str(error.value)
+
+
+def test_rules_are_compared_in_the_cells_they_share() -> None:
+    records = made_up(1)
+    rule = [
+        dict(r, arm="other", accuracy=r["accuracy"] - 0.5) for r in records if r["net"] == "gru"
+    ]
+    rule = [r for r in rule if r["steps"] == 300 and r["start"] == 1e-4]
+    kept = [r for r in records if r["arm"] in ("fixed", "free") and r["optimizer"] == "adamw"]
+    found = compare_rules([*kept, *rule])
+    assert list(found) == ["free", "other"]  # the worse one last
+    assert (found["free"].cells, found["other"].cells) == (12, 2)
+    losses = []
+    for seed in (0, 1):
+        flat, own = (
+            next(
+                r["accuracy"]
+                for r in records
+                if (r["net"], r["arm"], r["seed"], r["start"], r["optimizer"])
+                == ("gru", arm, seed, start, "adamw")
+            )
+            for arm, start in (("fixed", 1.0), ("free", 1e-4))
+        )
+        losses.append(flat - own)
+    assert found["other"].reference == pytest.approx(statistics.fmean(losses))
+    assert found["other"].lost == pytest.approx(statistics.fmean(losses) + 0.5)
+    assert found["other"].worst == pytest.approx(max(losses) + 0.5)
+
+
+def test_packed_cells_do_not_depend_on_their_order(tmp_path: Path) -> None:
+    lines = [json.dumps(r) for r in made_up(2)]
+    for name, order in (("a", lines), ("b", [*lines[::-1], lines[0], '{"cut off'])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(order))
+        assert pack(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.jsonl.gz") == len(lines)
+    packed = [tmp_path / f"{name}.jsonl.gz" for name in "ab"]
+    assert packed[0].read_bytes() == packed[1].read_bytes()
+    assert read(packed[0]) == read(tmp_path / "a.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no finished cell"):
+        pack(tmp_path / "empty.jsonl", tmp_path / "c.gz")

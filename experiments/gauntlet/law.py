@@ -18,7 +18,7 @@ from tabulate import tabulate
 from experiments.gauntlet.ablations import ABLATIONS
 from experiments.gauntlet.figures import trade_off
 from experiments.gauntlet.pool import read
-from experiments.gauntlet.searching import mean_ranks, searches
+from experiments.gauntlet.searching import compare_rules, mean_ranks, searches
 from experiments.gauntlet.verdict import closed, family, judge
 
 __all__ = ["README_TABLES", "TABLES", "fill", "records_of"]
@@ -91,6 +91,20 @@ def ranks() -> str:
     return _table([[name, f"{rank:.2f}"] for name, rank in order], ["optimizer", "mean rank"])
 
 
+def rules() -> str:
+    """What every rule of search that was tried loses, and `free` as it is in the same cells."""
+    records = records_of("search_rules")
+    rows = []
+    for some, seeds in (
+        ("chosen on", [r for r in records if r["seed"] >= 100]),
+        ("others", [r for r in records if r["seed"] < 100]),
+    ):
+        for rule, found in compare_rules(seeds).items():
+            numbers = (found.lost, found.reference, found.worst)
+            rows.append([rule, some, str(found.cells), *(f"{100 * n:+.1f}" for n in numbers)])
+    return _table(rows, ["rule", "seeds", "cells", "points lost", "by `free` there", "worst cell"])
+
+
 def sensitivity() -> str:
     return _by_arm(records_of("sensitivity"), lambda arm: arm.startswith("repair"))
 
@@ -137,7 +151,7 @@ def _table(rows: list[list[str]], head: list[str]) -> str:
 
 README = ROOT / "README.md"
 README_TABLES = {"gauntlet": gauntlet}
-TABLES = {f.__name__: f for f in (verdict, starved, search, ranks, sensitivity, ablations)}
+TABLES = {f.__name__: f for f in (verdict, starved, search, ranks, rules, sensitivity, ablations)}
 
 
 def fill(text: str, tables: Mapping[str, Callable[[], str]]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.gauntlet.rivals import RIVALS
 
-__all__ = ["Search", "mean_ranks", "searches"]
+__all__ = ["Rule", "Search", "compare_rules", "mean_ranks", "searches"]
 
 Record = dict[str, Any]
 
@@ -46,6 +46,44 @@ class Search:
             f"{self.net} {self.optimizer} from {self.start:g}: free "
             f"{np.mean(self.accuracies):.3f}, flat {np.mean(self.flat):.3f}, n={len(self.flat)}"
         )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of search against the flat rate.
+
+    Attributes:
+        cells: runs with a flat run of the same seed, and one of `free`.
+        lost: mean accuracy of the flat rate less that of the rule.
+        reference: the same for `free`, in the same cells.
+        worst: the largest loss of one run.
+    """
+
+    cells: int
+    lost: float
+    reference: float
+    worst: float
+
+
+def compare_rules(records: Sequence[Record]) -> dict[str, Rule]:
+    """Every arm but ``fixed``, run by run, in the order of the mean loss against that of `free`."""
+    lost: dict[str, dict[tuple[Any, ...], float]] = defaultdict(dict)
+    flat = {
+        (r["net"], r["optimizer"], r["seed"]): r["accuracy"]
+        for r in records
+        if r["arm"] == "fixed" and r["start"] == 1
+    }
+    for r in records:
+        cell = (r["net"], r["optimizer"], r["seed"])
+        if r["arm"] != "fixed" and cell in flat:
+            lost[r["arm"]][*cell, r["start"]] = flat[cell] - r["accuracy"]
+    found = {}
+    for arm, own in lost.items():
+        shared = sorted(own.keys() & lost["free"].keys())
+        if shared:
+            mean, other = (float(np.mean([x[c] for c in shared])) for x in (own, lost["free"]))
+            found[arm] = Rule(len(shared), mean, other, max(own[c] for c in shared))
+    return dict(sorted(found.items(), key=lambda item: item[1].lost - item[1].reference))
 
 
 def _length(records: Sequence[Record]) -> int:
