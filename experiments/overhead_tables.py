@@ -212,16 +212,17 @@ def lines(result: Result) -> list[dict[str, Any]]:
         _line(
             "a probe is one copy to the host for each device",
             copied["copies"] == copied["devices"] and not copied["scalars"],
-            f"{copied['copies']} copies, {copied['scalars']} single numbers read, "
-            f"{copied['devices']} device",
+            f"copies: {copied['copies']}, single numbers read: {copied['scalars']}, "
+            f"devices: {copied['devices']}",
         )
     )
     grown = result["growth"]
+    more = "more" if grown["objects"] > 0 else "fewer"
     found.append(
         _line(
             "memory does not grow once the history is thinned",
             grown["objects"] <= 0 and grown["largest"] <= grown["budget"],
-            f"{grown['objects']} more objects alive after {grown['steps']:,} steps than half-way; "
+            f"{abs(grown['objects'])} {more} objects alive after {grown['steps']:,} steps than half-way; "
             f"{grown['largest']} readings of at most {grown['budget']}",
         )
     )
