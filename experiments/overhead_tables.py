@@ -222,7 +222,8 @@ def lines(result: Result) -> list[dict[str, Any]]:
         _line(
             "memory does not grow once the history is thinned",
             grown["objects"] <= 0 and grown["largest"] <= grown["budget"],
-            f"{abs(grown['objects'])} {more} objects alive after {grown['steps']:,} steps than half-way; "
+            f"{abs(grown['objects'])} {more} objects alive after {grown['steps']:,} steps than "
+            "half-way; "
             f"{grown['largest']} readings of at most {grown['budget']}",
         )
     )

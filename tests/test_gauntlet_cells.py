@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from densitylr import find_stages
 from experiments.gauntlet.cell import ARMS, OPTIMIZERS, Cell, good_rates, run_cell
 from experiments.gauntlet.conditions import HEALTHY, condition
+from experiments.gauntlet.conduct import ILL_LOSS
 from experiments.gauntlet.nets import NETS, TASKS, build
 from experiments.gauntlet.pool import read, run_cells
 from experiments.gauntlet.suites import Block, GauntletConfig, expand
 from experiments.gauntlet.tasks import LENGTH, SYMBOLS, task
-from experiments.gauntlet.verdict import ILL_LOSS
 
 SMALL = Cell("mlp_shallow", "sgd", steps=12)
 

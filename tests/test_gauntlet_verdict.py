@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from gauntlet_records import ILL, gauntlet, names_of, record
 
-from experiments.gauntlet.verdict import Judgement, closed, judge, named, quiet, recovered
+from experiments.gauntlet.conduct import named, quiet
+from experiments.gauntlet.outcomes import closed, recovered
+from experiments.gauntlet.verdict import Judgement, judge
 
 Record = dict[str, Any]
 NAMED = " within 40 steps in at least 98 % of the ill runs"

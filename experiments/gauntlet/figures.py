@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.gauntlet.verdict import Closed
+from experiments.gauntlet.outcomes import Closed
 from experiments.report_figures import Picture, rendered
 
 __all__ = ["Searched", "closed_dots", "search_lines", "trade_off"]

@@ -17,9 +17,10 @@ from tabulate import tabulate
 
 from experiments.gauntlet.ablations import ABLATIONS
 from experiments.gauntlet.figures import trade_off
+from experiments.gauntlet.outcomes import closed, family
 from experiments.gauntlet.pool import read
 from experiments.gauntlet.searching import compare_rules, mean_ranks, searches
-from experiments.gauntlet.verdict import closed, family, judge
+from experiments.gauntlet.verdict import judge
 
 __all__ = ["README_TABLES", "TABLES", "fill", "records_of"]
 

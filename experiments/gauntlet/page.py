@@ -20,8 +20,9 @@ from typing import Any
 
 from experiments.gauntlet import sections
 from experiments.gauntlet.cell import Cell
+from experiments.gauntlet.outcomes import Record
 from experiments.gauntlet.pool import read
-from experiments.gauntlet.verdict import Record, judge
+from experiments.gauntlet.verdict import judge
 from experiments.report import csv_uri, environment, save
 
 __all__ = ["command_line", "main", "render", "write_page"]

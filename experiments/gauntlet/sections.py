@@ -13,20 +13,19 @@ import numpy as np
 
 from experiments.gauntlet.ablations import ABLATIONS
 from experiments.gauntlet.cell import OPTIMIZERS
+from experiments.gauntlet.conduct import named, quiet
 from experiments.gauntlet.figures import Searched, closed_dots, search_lines
 from experiments.gauntlet.nets import NETS
-from experiments.gauntlet.rivals import RIVALS
-from experiments.gauntlet.verdict import (
+from experiments.gauntlet.outcomes import (
     Closed,
     Record,
     closed,
     family,
     flat_runs,
-    named,
-    quiet,
     recovered,
     what,
 )
+from experiments.gauntlet.rivals import RIVALS
 
 __all__ = ["ablated", "healthy", "naming", "recovery", "search", "starved", "summary", "tally"]
 
