@@ -122,6 +122,8 @@ class DensityLR(Stepping):
         self.every = every
         self.policy: Policy = policy if policy is not None else law
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
+        free = [name for name in self.stages if name not in self._pretrained]
+        state = self.policy.init(free)
         if self._ranks is not None:
             self._ranks.meet(
                 alike(
@@ -135,8 +137,6 @@ class DensityLR(Stepping):
                 )
             )
         rates = StageRates(optimizer, self.stages)
-        free = [name for name in self.stages if name not in self._pretrained]
-        state = self.policy.init(free)
         kept = self._kept_back(*rates.now()) if pretrained is None else ""
         twins = {*free, *untrainable(self.stages)}  # what is frozen may thaw
         monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)

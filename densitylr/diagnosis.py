@@ -122,14 +122,15 @@ def _without_collapses(history: History) -> History:
 def _frozen(history: History, stage: str, untrainable: bool) -> Diagnosis | None:
     rates = history.series(stage, "rate")
     if untrainable:
-        evidence = "none of its parameters has requires_grad"
+        evidence, action = "none of its parameters has requires_grad", "left alone"
     elif rates[-1] == 0:
         evidence = "its learning rate is 0"
+        action = "left alone, as no scale moves a rate of 0: give it one if it is to learn"
     else:
         return None
     zero = np.flatnonzero(rates != 0) if not untrainable else np.array([], int)
     since = history.steps[zero[-1] + 1] if len(zero) else history.steps[0]
-    return Diagnosis(stage, "frozen", int(since), evidence, "left alone")
+    return Diagnosis(stage, "frozen", int(since), evidence, action)
 
 
 def _bad_gain(history: History, stage: str, evidence: str) -> Diagnosis:

@@ -88,6 +88,8 @@ def test_frozen() -> None:
     history = history_of({"a": HEALTHY, "b": STILL, "c": HEALTHY}, {"a": 0.1, "b": 0.0, "c": 0.1})
     found = diagnose(history, frozen=["c"])
     assert kinds(found) == [("b", "frozen"), ("c", "frozen")]
+    assert "rate of 0: give it one" in found[0].action
+    assert found[1].action == "left alone"
     assert found[0].evidence == "its learning rate is 0"
     assert found[1].evidence == "none of its parameters has requires_grad"
     late = History()

@@ -171,6 +171,16 @@ def test_csv_is_the_table_of_the_history(tmp_path: Path) -> None:
     assert (tmp_path / "sink.csv").read_bytes() == (tmp_path / "history.csv").read_bytes()
 
 
+def test_csv_goes_on_in_a_file_with_blank_lines(tmp_path: Path) -> None:
+    for name in ("plain", "blank"):
+        path = tmp_path / f"{name}.csv"
+        repaired(CSVSink(path))
+        if name == "blank":
+            path.write_bytes(b"\r\n" + path.read_bytes() + b"\r\n\r\n")
+        repaired(CSVSink(path))
+    assert (tmp_path / "blank.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+
+
 def test_csv_refuses_a_file_that_is_something_else(tmp_path: Path) -> None:
     path = tmp_path / "notes.csv"
     path.write_text("name,age\nada,36\n")

@@ -57,7 +57,7 @@ class CSVSink:
     def _rows(self) -> list[list[str]]:
         """What the file holds, without its header."""
         with open(self.path, newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
         if header != list(TABLE_HEADER):
             raise ValueError(
                 f"{self.path} exists and is no table of readings: its first row is {header[:3]} …, "
