@@ -64,6 +64,7 @@ class Contrast:
         gap: share of the way to the reference; None where the baseline is the reference.
         same, compared: seeds with bit-identical final weights, of those with both hashes.
         sentence: the verdict.
+        beside: the verdict on the treated arm against the reference; None as with ``gap``.
         remarks: seeds left out of the primary metric, with the reason, and diverged runs in it.
     """
 
@@ -75,6 +76,7 @@ class Contrast:
     same: int
     compared: int
     sentence: str
+    beside: str | None
     remarks: list[str]
 
 
@@ -197,14 +199,20 @@ class Bench:
             effects[i] = Effect(
                 old.metric, old.treated, old.baseline, old.difference, old.p, p, old.note
             )
+        gap = self._gap(treated, baseline)
+        beside = None
+        if gap is not None:
+            difference = self._effect(treated, study.reference, study.primary).difference
+            beside = verdict(treated, study.reference, label, difference, study.smallest_effect)
         return Contrast(
             treated,
             baseline,
             declared,
             effects,
-            self._gap(treated, baseline),
+            gap,
             *self._identical(treated, baseline),
             verdict(treated, baseline, label, effects[0].difference, study.smallest_effect),
+            beside,
             self._remarks((treated, baseline)),
         )
 

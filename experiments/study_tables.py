@@ -112,6 +112,7 @@ def _verdicts(bench: Bench) -> str:
     contrasts = [c for c in bench.contrasts() if c.declared]
     said = [f"* {c.sentence}" for c in contrasts[:1]]
     said += [f"* {gap_sentence(c, bench)}" for c in contrasts[:1] if c.gap is not None]
+    said += [f"* {c.beside}" for c in contrasts[:1] if c.beside is not None]
     said += [f"* {same_sentence(c)}" for c in contrasts if c.baseline == bench.study.reference]
     said += [f"* {remark}" for c in contrasts for remark in c.remarks]
     return "\n".join(said) + "\n"

@@ -133,6 +133,11 @@ def test_verdict_has_the_numbers_of_an_independent_computation(page: str, sweep:
     )
     interval = scipy_stats.ttest_rel(treated, baseline).confidence_interval(0.95)
     text = Page(page).text
+    beside = scipy_stats.ttest_rel(treated, flat).confidence_interval(0.95)
+    said = re.search(r"flat/fixed\D* [^(]*\(95 % paired-t interval (\S+) to (\S+), n = 3", text)
+    assert said is not None
+    found = [float(number.replace("−", "-")) for number in said.groups()]
+    assert found == pytest.approx([beside.low, beside.high], abs=5e-5)
     assert f"geometric/repair has {np.mean(treated - baseline):.4f} higher accuracy" in text
     assert f"+{interval.low:.4f} to +{interval.high:.4f}, n = 3 seeds" in text
     closed = (treated - baseline).mean() / (flat - baseline).mean()
