@@ -42,14 +42,22 @@ def story(results: Path) -> str:
     (bench,) = found
     rows = []
     for arm in bench.arms:
-        row = [arm]
-        for metric in LABELS:
-            values = [v for s in bench.seeds if (v := bench.value(arm, s, metric)) is not None]
-            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-            row.append(f"{np.mean(values):.4f}{spread}" if values else "–")
-        rows.append([*row, str(sum((arm, s) in bench.table for s in bench.seeds))])
+        own = [run for seed in bench.seeds if (run := bench.table.get((arm, seed)))]
+        rows.append([arm, *(_mean(bench, own, metric) for metric in LABELS), str(len(own))])
     head = ["arm", *LABELS.values(), "seeds"]
     return _table(rows, head) + "\n" + _verdicts(bench)
+
+
+def _mean(bench: Bench, runs: Sequence[Run], metric: str) -> str:
+    """Mean and standard deviation over the seeds; a run that never got there has its last step."""
+    reached = [bench.steps_to_target(run) for run in runs] if metric == "steps" else []
+    values = [v for v, _ in reached] if reached else [run.metric(metric) for run in runs]
+    known = [v for v in values if v is not None]
+    digits = 0 if metric == "steps" else 4
+    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    late = sum(never for _, never in reached)
+    note = f" ({late} of {len(runs)} never)" if late else ""
+    return f"{np.mean(known):.{digits}f}{spread}{note}" if known else "–"
 
 
 def density(results: Path) -> str:
