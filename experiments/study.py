@@ -2,8 +2,8 @@
 
     python -m experiments.study story rate profile fresh    # train what is not trained yet
     python -m experiments.study --pack                      # into experiments/study_results
-    python -m experiments.study --write                     # docs/study.md and its figures
-    python -m experiments.study --check                     # is every number in it the runs'?
+    python -m experiments.study --write                     # docs/study.md, its figures, README.md
+    python -m experiments.study --check                     # is every number in them the runs'?
 
 A part is one or more sweeps of ``experiments.train``; each can be killed and given again. Words
 with ``=`` are overrides for all of its sweeps, ``launch=cores`` among them.
@@ -15,12 +15,13 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from experiments.gauntlet.law import fill
 from experiments.results import find_runs
 from experiments.study_results import pack
-from experiments.study_tables import FIGURES, TABLES
+from experiments.study_tables import FIGURES, README_TABLES, TABLES
 
 __all__ = ["PARTS", "commands", "main"]
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "study_results"
 OUTPUTS = Path("outputs") / "study"
 DOCUMENT = ROOT / "docs" / "study.md"
+README = ROOT / "README.md"
 
 _RIVALS = "prodigy,dadapt_adam,dadapt_sgd,dog,ldog,schedule_free"
 _TUNED = ("controller=fixed", "seed=100,101")
@@ -89,8 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="PART|KEY=VALUE", help=", ".join(PARTS))
     parser.add_argument("--pack", action="store_true", help="collect the finished runs")
-    parser.add_argument("--write", action="store_true", help="refill docs/study.md, draw figures")
-    parser.add_argument("--check", action="store_true", help="recompute every number in it")
+    parser.add_argument(
+        "--write", action="store_true", help="refill docs/study.md and README.md, draw figures"
+    )
+    parser.add_argument("--check", action="store_true", help="recompute every number in them")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="where the runs are")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where packed ones are")
     options = parser.parse_args(arguments)
@@ -114,30 +118,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 print(f"{part}: not run, what was packed before stays")
     if options.write or options.check:
-        return _document(options.results, write=options.write)
+        return _documents(options.results, write=options.write)
     return 0
 
 
-def _document(results: Path, write: bool) -> int:
-    before = DOCUMENT.read_text(encoding="utf-8")
-    tables = {name: (lambda table=table: table(results)) for name, table in TABLES.items()}
-    after = fill(before, tables)
-    if write:
-        DOCUMENT.write_text(after, encoding="utf-8")
-        for name, figure in FIGURES.items():
-            if (drawn := figure(results)) is not None:
-                (DOCUMENT.parent / name).write_bytes(drawn)
-        print(f"{DOCUMENT.relative_to(ROOT)} written")
-        return 0
-    for old, new in zip(before.splitlines(), after.splitlines(), strict=False):
-        if old != new:
-            print(f"docs/study.md says\n  {old}\nthe runs say\n  {new}", file=sys.stderr)
-            return 1
-    if before != after:
-        print("docs/study.md has not as many lines as the runs make", file=sys.stderr)
-        return 1
-    print("every number in docs/study.md is the runs'")
-    return 0
+def _documents(results: Path, write: bool) -> int:
+    stale = 0
+    for document, blocks in ((DOCUMENT, TABLES), (README, README_TABLES)):
+        before = document.read_text(encoding="utf-8")
+        tables = {name: (lambda table=table: table(results)) for name, table in blocks.items()}
+        after = fill(before, tables)
+        name = document.relative_to(ROOT)
+        if write:
+            document.write_text(after, encoding="utf-8")
+            print(f"{name} written")
+        elif before != after:
+            stale += 1
+            lines = zip_longest(before.splitlines(), after.splitlines(), fillvalue="(nothing)")
+            old, new = next((old, new) for old, new in lines if old != new)
+            print(f"{name} says\n  {old}\nthe runs say\n  {new}", file=sys.stderr)
+        else:
+            print(f"every number of the study in {name} is the runs'")
+    for file, figure in FIGURES.items() if write else ():
+        if (drawn := figure(results)) is not None:
+            (DOCUMENT.parent / file).write_bytes(drawn)
+    return int(stale > 0)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from experiments.run import Run
 from experiments.study_results import load
 from experiments.svg import ARM_COLOURS
 
-__all__ = ["FIGURES", "TABLES"]
+__all__ = ["FIGURES", "README_TABLES", "TABLES"]
 
 NOT_RUN = "*not run*"
 
@@ -228,6 +228,7 @@ def _png(uri: str) -> bytes:
 TABLES: dict[str, Callable[[Path], str]] = {
     f.__name__: f for f in (story, density, rate, profile, fresh)
 }
+README_TABLES: dict[str, Callable[[Path], str]] = {"study": story}
 FIGURES: dict[str, Callable[[Path], bytes | None]] = {
     "study_story.png": _story_figure,
     "study_rate.png": _rate_figure,

@@ -156,7 +156,9 @@ def test_the_document_is_what_the_runs_say(
     page = tmp_path / "docs" / "study.md"
     page.parent.mkdir()
     shutil.copyfile(study.DOCUMENT, page)
+    shutil.copyfile(study.README, tmp_path / "README.md")
     monkeypatch.setattr(study, "DOCUMENT", page)
+    monkeypatch.setattr(study, "README", tmp_path / "README.md")
     monkeypatch.setattr(study, "ROOT", tmp_path)
     results = ["--results", str(packed[1])]
     assert study.main([*results, "--write"]) == 0
@@ -164,7 +166,14 @@ def test_the_document_is_what_the_runs_say(
     assert {p.name for p in page.parent.iterdir()} == {"study.md", *FIGURES}
     page.write_text(page.read_text().replace("0.500", "0.600", 1))
     assert study.main([*results, "--check"]) == 1
-    assert "the runs say" in capsys.readouterr().err
+    assert "docs/study.md says" in capsys.readouterr().err
+    assert study.main([*results, "--write"]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        readme.read_text().replace("| geometric/fixed  |", "| geometric/fixed | x", 1)
+    )
+    assert study.main([*results, "--check"]) == 1
+    assert "README.md says" in capsys.readouterr().err
 
 
 def test_the_committed_document_is_what_the_committed_runs_say() -> None:
