@@ -113,7 +113,7 @@ def fresh(results: Path) -> str:
     _, found = _part(results, "fresh")
     if not found:
         return NOT_RUN
-    return "\n".join(f"**{b.optimizer}**\n\n{_verdicts(b)}{_tuned(b)}" for b in found)
+    return "\n".join(f"**{b.optimizer}**\n\n{_verdicts(b)}{_tuned(b, b.rate)}" for b in found)
 
 
 def _verdicts(bench: Bench) -> str:
@@ -126,9 +126,10 @@ def _verdicts(bench: Bench) -> str:
     return "\n".join(said) + "\n"
 
 
-def _tuned(bench: Bench) -> str:
+def _tuned(bench: Bench, used: float | None) -> str:
+    """How the fixed rate was chosen, and whether ``used``, the one compared, is that one."""
     higher = bench.study.primary in HIGHER_IS_BETTER
-    found = tuning(bench.every, bench.study, bench.rate, higher)
+    found = tuning(bench.every, bench.study, used, higher)
     return "".join(f"* {tuned_sentence(t, LABELS[bench.study.primary])}\n" for t in found)
 
 
@@ -146,7 +147,7 @@ def _settings(
         rows.append([arm, *(cells.get(a, "–") for a in at), width_words(row), counts])
     head = [bench.optimizer, *(f"{a:g}" for a in at), last, "seeds"]
     note = f"\nNear the best: within {WITHIN[metric]} of {best:.4f}; `*`: some seeds diverged.\n\n"
-    return _table(rows, head) + note + (_tuned(bench) if tuned else "")
+    return _table(rows, head) + note + (_tuned(bench, None) if tuned else "")
 
 
 def _rates(bench: Bench) -> dict[str, list[Point]]:
