@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
-
-import torch
 
 from densitylr.policy import LawState
 
@@ -42,17 +39,14 @@ def asked_by_torch() -> bool:
 def joined(inner: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """The inner optimizer's state dict with ours beside it; the bare optimizer loads it, too.
 
-    For `asked_by_torch` it is in the first parameter group, which comes through whole, as the
-    bytes of a file; a bare optimizer that is given that with ``full_state_dict=True`` refuses it.
+    For `asked_by_torch` it is left out: what a checkpoint is read into must have no key that the
+    checkpoint of a bare optimizer lacks.
     """
-    if not asked_by_torch():
-        # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same
-        # keys at loading: a fresh DensityLR has other twins and decisions.
-        return {**inner, STATE_KEY: (ours,)}
-    file = io.BytesIO()
-    torch.save(ours, file)
-    first, *others = inner["param_groups"]
-    return {**inner, "param_groups": [{**first, STATE_KEY: file.getvalue()}, *others]}
+    if asked_by_torch():
+        return dict(inner)
+    # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same keys
+    # at loading: a fresh DensityLR has other twins and decisions.
+    return {**inner, STATE_KEY: (ours,)}
 
 
 def parted(
@@ -73,21 +67,14 @@ def parted(
     """
     inner = {key: value for key, value in state_dict.items() if key != STATE_KEY}
     found = state_dict.get(STATE_KEY)
-    groups = inner.get("param_groups", [])
-    if any(STATE_KEY in group for group in groups):  # it came through torch's functions
-        packed = next(group[STATE_KEY] for group in groups if STATE_KEY in group)
-        found = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-        inner["param_groups"] = [
-            {key: value for key, value in group.items() if key != STATE_KEY} for group in groups
-        ]
     if isinstance(found, tuple):  # it was a dictionary once
         (found,) = found
     if found is None:
         whose = "it is a bare optimizer's"
         if asked_by_torch():
             whose += (
-                ", or was flattened: get_optimizer_state_dict keeps ours unless "
-                "flatten_optimizer_state_dict=True, and optimizer.state_dict() always does"
+                ", or came through get_optimizer_state_dict, which drops ours: save "
+                "optimizer.state_dict() beside it"
             )
         warnings.warn(
             f"the state dict has no DensityLR state ({whose}): the scales start anew",
