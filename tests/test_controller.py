@@ -929,9 +929,6 @@ def test_one_trained_stage_is_enough_to_leave_the_model_alone(which: int) -> Non
     assert sorted(optimizer._pretrained) == ["0", "2", "3"]
 
 
-FULL = {"full_state_dict": True, "cpu_offload": True}
-
-
 def checkpointing_functions() -> Any:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")
