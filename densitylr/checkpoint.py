@@ -37,13 +37,7 @@ def asked_by_torch() -> bool:
 
 
 def joined(inner: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """The inner optimizer's state dict with ours beside it; the bare optimizer loads it, too.
-
-    For `asked_by_torch` it is left out: what a checkpoint is read into must have no key that the
-    checkpoint of a bare optimizer lacks.
-    """
-    if asked_by_torch():
-        return dict(inner)
+    """The inner optimizer's state dict with ours beside it; the bare optimizer loads it, too."""
     # torch.distributed.checkpoint takes a tuple as one value, and does not ask for the same keys
     # at loading: a fresh DensityLR has other twins and decisions.
     return {**inner, STATE_KEY: (ours,)}
