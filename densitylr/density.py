@@ -285,7 +285,7 @@ def variety(a: Tensor, examples: int = 0) -> Tensor:
         0-dim float32 in 0 … 1; NaN for fewer than 8 examples, where it is mostly noise, and
         where nothing but zeros is left.
     """
-    values = a.detach().float()
-    if values.shape[examples] < FEW:
+    if a.shape[examples] < FEW:
         return torch.full((), torch.nan, device=a.device)
-    return values.var(examples, correction=0).mean() / values.square().mean()
+    values = a.detach().movedim(examples, 0).reshape(a.shape[examples], -1).float()
+    return (values - values.mean(0)).square().mean() / values.square().mean()

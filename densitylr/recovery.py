@@ -32,6 +32,9 @@ QUARTER = 0.25
 JUMP = 2.0
 """Growth of a rate from one probe to the next that may be the beginning of a collapse."""
 
+SHARE, RARE = 20, 50
+"""The steps so far over this are the steps from one snapshot to the next, but never more than …"""
+
 TRIES = 6
 """Recoveries, each soon after the last one, after which we give up."""
 
@@ -39,11 +42,12 @@ TRIES = 6
 class Recovery:
     """Snapshots of healthy states, and what to do at a collapse.
 
-    Every healthy probe takes a snapshot, and two are kept. Training goes back to the newer one;
-    to the older one where the newer may have been taken when the collapse had begun but did not
-    show: a rate had just grown, or training has collapsed soon after it had gone back. They cost
-    twice the memory of parameters, buffers and optimizer state, where those are: with Adam six
-    times that of the parameters.
+    Every healthy probe takes a snapshot at first; later, when there is more to lose by their cost
+    than by going back further, one in each twentieth of the steps so far, at least every 50. Two
+    are kept. Training goes back to the newer one; to the older one where the newer may have been
+    taken when the collapse had begun but did not show: a rate had just grown, or training has
+    collapsed soon after it had gone back. They cost twice the memory of parameters, buffers and
+    optimizer state, where those are: with Adam six times that of the parameters.
 
     After a recovery no stage's rate exceeds the largest it had while healthy, or, before its
     lift-off, the largest that any stage had. If training collapses again within 50 steps or
@@ -69,7 +73,9 @@ class Recovery:
         self._snapshots: list[Snapshot] = []
         self._target: Snapshot | None = None
         self._top = 0.0
-        self._since = 0  # snapshots since the last recovery
+        self._since = 0  # healthy probes since the last recovery
+        self._acted: Mapping[str, float] = {}  # the largest rates until the last healthy probe …
+        self._force: Mapping[str, float] = {}  # … and those from there on
         self._loaded: Snapshot | None = None  # of a checkpoint, until the first step from it
 
     def factor(self, stage: str, rate: float) -> float:
@@ -106,17 +112,31 @@ class Recovery:
         if self.given_up:
             return None
         force = {name: rates[name] * scales[name] for name in rates}
-        if self.watch.healthy and finite(self.model, self.optimizer):
-            self._snapshots = self._snapshots[-1:]  # never three in memory
-            taken = Snapshot(step, self.model, self.optimizer, force, law)
-            taken.top, self._top = self._top or self._largest(), 0.0
-            for past in self._snapshots:
-                taken.acted = {n: max(r, past.rates[n]) for n, r in past.acted.items()}
-            self._snapshots.append(taken)
+        if self.watch.healthy:
             self._since += 1
+            past = self._force or force
+            self._acted = {n: max(r, past[n]) for n, r in (self._acted or past).items()}
+            self._force = force
+            if self._due(step) and finite(self.model, self.optimizer):
+                self._take(step, law)
         if found is None or not self._snapshots:
             return None
         return self._decide(step, found, force, scales)
+
+    def _due(self, step: int) -> bool:
+        """Whether the newest snapshot is old, or a rate is about to jump."""
+        if not self._snapshots:
+            return True
+        gap = min(RARE, step // SHARE)
+        jumps = any(rate > JUMP * self._acted[n] for n, rate in self._force.items())
+        return jumps or not 0 < step - self._snapshots[-1].step < gap
+
+    def _take(self, step: int, law: LawState) -> None:
+        room = self._snapshots.pop(0) if len(self._snapshots) > 1 else None
+        taken = Snapshot(step, self.model, self.optimizer, self._force, law, room)
+        taken.acted = self._acted
+        taken.top, self._top = self._top or self._largest(), 0.0
+        self._snapshots.append(taken)
 
     def _decide(
         self, step: int, found: Evidence, force: Mapping[str, float], scales: Mapping[str, float]
@@ -135,6 +155,7 @@ class Recovery:
         else:
             self._target = target
             self._snapshots = self._snapshots[: self._snapshots.index(target) + 1]
+            self._acted, self._force = target.acted, target.rates
             self.watch.forget(target.step)
             held, share = (force, QUARTER) if again else (target.acted, 1.0)
             most = max(held.values())
@@ -164,7 +185,7 @@ class Recovery:
         """The newer snapshot, unless it may have been taken in the midst of it."""
         old, new = self._snapshots[0], self._snapshots[-1]
         jumped = new.top > JUMP * old.top
-        raised = any(rate > JUMP * old.acted[n] for n, rate in old.rates.items())
+        raised = any(rate > JUMP * old.acted[n] for n, rate in new.acted.items())
         return old if again or jumped or raised else new
 
     def stepped(self) -> None:
@@ -189,7 +210,7 @@ class Recovery:
             "count": self.count,
             "last": self.last,
             "since": self._since,
-            "acted": dict(self._snapshots[-1].acted) if self._snapshots else {},
+            "acted": dict(self._acted),
             "healthy": self.watch.healthy,
             "first": None if self.watch.first is None else _plain(self.watch.first),
             "recent": [_plain(reading) for reading in self.watch.recent],
@@ -214,7 +235,8 @@ class Recovery:
             self.watch.recent = [_reading(plain) for plain in state["recent"]]
         self.watch.healthy = state.get("healthy", False)
         if self.watch.healthy and finite(self.model, self.optimizer):
-            self._loaded = self._taken(step, force, law, state["acted"] or force)
+            self._acted, self._force = state["acted"] or force, force
+            self._loaded = self._taken(step, force, law, self._acted)
             self._snapshots = [self._loaded]
 
     def begin(self) -> None:
@@ -236,6 +258,7 @@ class Recovery:
     def forget(self) -> None:
         """Let all snapshots go."""
         self.watch, self._snapshots, self._target, self._loaded = Watch(), [], None, None
+        self._acted, self._force = {}, {}
         self.given_up = False
 
 

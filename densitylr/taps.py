@@ -15,6 +15,9 @@ from densitylr.twin import Args, Kwargs, make_twin
 
 __all__ = ["Tap"]
 
+PEAKS = 2**10
+"""Most outputs of which the peak is taken, at each forward: it matters when it grows fivefold."""
+
 KEPT = ("estimator", "rms0", "reference")
 
 
@@ -27,6 +30,7 @@ class Tap:
         self.name = name
         self.row = row
         self.sampler = Sampler(layer, budget)
+        self._peaks = Sampler(layer, PEAKS)
         self.twin = make_twin(layer, self.sampler) if twin else None
         self.estimator = "twin" if self.twin else "first-probe"
         self.rms0: float | None = None  # of the last probe
@@ -45,10 +49,10 @@ class Tap:
 
     def watch(self, a: Tensor, row: Tensor, probe: bool) -> None:
         """Keep the peak in ``row``; at a probe, the variety over the examples, too."""
-        sample = self.sampler.block(a)
         peak = row[PEAK]
-        torch.maximum(peak, loudness(sample).to(peak.dtype), out=peak)
+        torch.maximum(peak, loudness(self._peaks.spread(a)).to(peak.dtype), out=peak)
         if probe:
+            sample = self.sampler.block(a)
             row[VARIETY] = variety(sample, min(self.sampler.examples, sample.ndim - 1))
 
     def let_twin_go(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import math
 import weakref
@@ -23,7 +24,7 @@ from densitylr import DensityLR, History, LiftOff, Reading, recovery, simulate
 from densitylr.collapse import SETTLING, Watch
 from densitylr.density import loudness, variety
 from densitylr.policy import LawState
-from densitylr.recovery import SOON, TRIES
+from densitylr.recovery import SHARE, SOON, TRIES
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -296,13 +297,13 @@ def test_a_collapse_that_comes_again_at_once_goes_back_further() -> None:
 
 
 def test_there_are_never_more_than_two_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    alive: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
     most = []
 
     class Counted(recovery.Snapshot):
         def __init__(self, *args: Any) -> None:
-            alive.add(self)
             super().__init__(*args)
+            alive.update({id(tensor): tensor for tensor in self.tensors.values()})
             most.append(len(alive))
 
     monkeypatch.setattr(recovery, "Snapshot", Counted)
@@ -310,9 +311,32 @@ def test_there_are_never_more_than_two_snapshots(monkeypatch: pytest.MonkeyPatch
     wrapped = DensityLR(sgd(model), model, every=1, recover=True)
     for i, batch in enumerate(batches(9)):
         one_step(model, wrapped, spoiled(batch) if i == 5 else batch)
-    assert max(most) == 2
+    assert max(most) == 2 * len([*model.parameters(), *model.buffers()])
     wrapped.close()
     assert len(alive) == 0
+
+
+def test_later_there_are_fewer_snapshots_but_one_before_a_rate_jumps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = []
+
+    class Noted(recovery.Snapshot):
+        def __init__(self, step: int, *args: Any) -> None:
+            super().__init__(step, *args)
+            taken.append(step)
+
+    monkeypatch.setattr(recovery, "Snapshot", Noted)
+    model = net()
+    wrapped = DensityLR(sgd(model, lr=1e-3), model, every=1, recover=True)
+    for i, batch in enumerate(batches(300)):
+        if i == 290:
+            wrapped.param_groups[0]["lr"] = 1e-2
+        one_step(model, wrapped, batch)
+    assert taken[:20] == list(range(20))
+    gaps = {at: at - before for before, at in itertools.pairwise(taken)}
+    assert 290 in gaps
+    assert all(gap == max(1, at // SHARE) for at, gap in gaps.items() if 20 <= at < 290)
 
 
 def test_a_buffer_that_has_changed_its_shape_is_left_alone() -> None:
