@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densitylr.controller import DensityLR
     from densitylr.history import History
+    from densitylr.liftoff import LiftOff
     from densitylr.monitor import DensityMonitor
-    from densitylr.policy import LiftOff, simulate
+    from densitylr.policy import simulate
     from densitylr.records import Decision, Diagnosis, Reading, StageReading
     from densitylr.stages import Stage, find_stages
 
@@ -33,8 +34,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "controller": ("DensityLR",),
     "history": ("History",),
+    "liftoff": ("LiftOff",),
     "monitor": ("DensityMonitor",),
-    "policy": ("LiftOff", "simulate"),
+    "policy": ("simulate",),
     "records": ("Decision", "Diagnosis", "Reading", "StageReading"),
     "stages": ("Stage", "find_stages"),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -20,10 +21,11 @@ from densitylr.deciding import Decider
 from densitylr.diagnosis import diagnose
 from densitylr.distributed import alike, find_ranks, stepping_optimizer
 from densitylr.history import History
+from densitylr.liftoff import LiftOff
 from densitylr.monitor import DensityMonitor
-from densitylr.policy import LawState, LiftOff, Policy
+from densitylr.policy import LawState, Policy
 from densitylr.pretrained import pretrained_stages
-from densitylr.rates import StageRates
+from densitylr.rates import StageRates, startup
 from densitylr.records import Diagnosis
 from densitylr.recovery import Recovery
 from densitylr.stages import Stage, find_stages, untrainable
@@ -108,7 +110,7 @@ class DensityLR(Stepping):
         process_group: ProcessGroup | None = None,
     ) -> None:
         # Everything that can fail comes first: nothing is hooked before it has passed.
-        law = LiftOff(mode)
+        law = LiftOff(mode)  # an unknown mode is told first
         check_every(every)
         check_optimizer(optimizer, DensityLR)
         stepping = stepping_optimizer(optimizer)
@@ -120,7 +122,7 @@ class DensityLR(Stepping):
         self.inner = optimizer
         self.mode = mode
         self.every = every
-        self.policy: Policy = policy if policy is not None else law
+        self.policy: Policy = replace(law, **startup(stepping)) if policy is None else policy
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         free = [name for name in self.stages if name not in self._pretrained]
         state = self.policy.init(free)

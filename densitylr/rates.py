@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer, RMSprop
 
 from densitylr.stages import Stage
 
-__all__ = ["StageRates"]
+__all__ = ["StageRates", "startup"]
 
 
 class StageRates:
@@ -65,3 +65,18 @@ class StageRates:
         return [
             [by_id.get(id(p)) for p in group["params"]] for group in self.optimizer.param_groups
         ]
+
+
+def startup(optimizer: Optimizer) -> dict[str, Any]:
+    """What makes an optimizer's first steps smaller or larger than later ones, for `LiftOff`.
+
+    SGD's and RMSprop's momentum begins with an empty buffer, and RMSprop's average of squares at
+    zero. Adam and those like it correct for that.
+    """
+    first = optimizer.param_groups[0]
+    found = {}
+    if isinstance(optimizer, SGD | RMSprop):
+        found["momentum"] = float(first["momentum"])
+    if isinstance(optimizer, RMSprop):
+        found["memory"] = float(first["alpha"])
+    return {name: value for name, value in found.items() if 0 <= value < 1}

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from densitylr.policy import MODES
+from densitylr.liftoff import MODES
 from experiments.gauntlet.rivals import RIVALS
 
 __all__ = ["Config", "arm_name", "check", "register"]

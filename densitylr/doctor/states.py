@@ -10,8 +10,8 @@ from densitylr.cadence import EARLY
 from densitylr.diagnosis import STILL_STEPS
 from densitylr.doctor.watching import Watch
 from densitylr.history import History
+from densitylr.liftoff import LiftOff
 from densitylr.motion import has_moved
-from densitylr.policy import LiftOff
 from densitylr.records import Diagnosis
 
 __all__ = ["FINE", "ILL", "StageState", "peak_rate", "states", "verdict"]

@@ -21,8 +21,9 @@ from densitylr.diagnosis import diagnose
 from densitylr.doctor.source import Call
 from densitylr.gradients import without_gradient
 from densitylr.history import History
+from densitylr.liftoff import LiftOff
 from densitylr.monitor import DensityMonitor
-from densitylr.policy import LawState, LiftOff
+from densitylr.policy import LawState
 from densitylr.pretrained import pretrained_stages
 from densitylr.records import Diagnosis
 from densitylr.stages import Stage, find_stages, untrainable

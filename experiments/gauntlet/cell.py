@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from densitylr import DensityLR, Stage, find_stages
-from densitylr.policy import MODES, LiftOff
+from densitylr.liftoff import MODES, LiftOff
+from densitylr.rates import startup
 from experiments.data import Dataset
 from experiments.gauntlet.ablations import ABLATIONS, Trace, ablation
 from experiments.gauntlet.conditions import SPIKE_STEPS, Condition, condition
@@ -164,7 +165,8 @@ def _controlled(cell: Cell, optimizer: Optimizer, model: nn.Module) -> Optimizer
         return DensityLR(optimizer, model, policy=policy)
     mode, constants = parse_arm(cell.arm)
     every = int(constants.pop("every", 5))
-    return DensityLR(optimizer, model, mode=mode, policy=LiftOff(mode, **constants), every=every)
+    law = LiftOff(mode, **startup(optimizer), **constants)
+    return DensityLR(optimizer, model, mode=mode, policy=law, every=every)
 
 
 def parse_arm(arm: str) -> tuple[str, dict[str, Any]]:

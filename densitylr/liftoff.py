@@ -1,0 +1,247 @@
+"""The lift-off law: which scale each stage gets at a reading. Pure, no torch.
+
+A stage that learns changes the distribution of its own outputs within a few dozen steps; a
+starved one does not. While a stage has not *lifted off*, its rate is raised; once it has, its
+scale stays where it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from densitylr.policy import LawState, StageState
+from densitylr.records import Decision, Reading, StageReading
+from densitylr.search import agreed, reached
+
+__all__ = ["MODES", "LiftOff"]
+
+MODES = ("repair", "warmup", "free")
+
+ROUNDING = 1e-6
+"""A schedule rounds the ratio of two rates anew at every step; that is no change."""
+
+LARGEST = " (the largest you gave)"
+
+
+@dataclass(frozen=True)
+class LiftOff:
+    """The lift-off law.
+
+    ``D`` is a stage's displacement, ``|ln(near-zero density / untrained density)|``.
+
+    ``repair`` raises the scale at every probe where ``D`` is less than
+    ``expected = healthy * min(1, steps / patience)``, from 1 up to the largest rate the user gave
+    to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, kept within
+    ``growth`` … ``leap``. The steps count from the first reading at which the stage's own rate
+    is positive. With one flat rate it never acts.
+
+    ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
+    proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
+    ``speed`` a step is ``speed * S / D``. Here ``D`` is the largest displacement so far, as it
+    crosses zero by chance, and of each rate as much is spent as reaches the weights:
+    ``1 - momentum**t`` of it in step ``t`` while momentum builds up, ``1 / sqrt(1 - memory**t)``
+    times as much while an average of squares does (RMSprop's). While ``D`` is not visible the
+    rate is raised by ``leap`` instead: ``D`` is visible above ``visible`` and above
+    ``2 / sqrt(n)``, n being the near-zero outputs counted, the scale of its sampling noise. A
+    change that was solved for is kept within ``shrink`` … ``growth``. The stages then meet
+    half-way, see `densitylr.search.agreed`. When all have lifted off, the rates stay.
+    ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
+
+    Args:
+        mode: ``"repair"``, ``"warmup"`` or ``"free"``.
+        healthy: displacement that ``repair`` expects within ``patience`` steps, and at which a
+            stage has lifted off for it.
+        patience: steps.
+        delta: displacement at which a stage has lifted off for the search modes.
+        growth: smallest raise of ``repair``, largest of a rate that was solved for.
+        start: initial scale of the search modes.
+        speed: displacement wanted per step by the search modes.
+        visible: displacement below which ``D`` says nothing but "too little".
+        leap: largest raise of ``repair``, and of a rate while ``D`` is not visible.
+        shrink: smallest factor of one change.
+        reach: largest scale of ``free``; a stage that no rate can move is raised no further.
+        momentum: of the optimizer, where it begins with an empty buffer.
+        memory: of the optimizer's average of squared gradients, where that begins at zero and is
+            not corrected for it. `DensityLR` takes both from the optimizer.
+
+    Raises:
+        ValueError: no such mode, or a constant out of its range.
+    """
+
+    mode: str = "repair"
+    healthy: float = 0.4
+    patience: int = 20
+    delta: float = 0.1
+    growth: float = 4.0
+    start: float = 1e-4
+    speed: float = 0.08
+    visible: float = 0.001
+    leap: float = 16.0
+    shrink: float = 1 / 20
+    reach: float = 1e10
+    momentum: float = 0.0
+    memory: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        for name in ("healthy", "patience", "delta", "start", "speed", "visible", "reach"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("growth", "leap"):
+            if not getattr(self, name) > 1:
+                raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
+        if not 0 < self.shrink <= 1:
+            raise ValueError(f"shrink must be in (0, 1], got {self.shrink!r}")
+        for name in ("momentum", "memory"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+
+    def init(self, stages: list[str]) -> LawState:
+        if self.mode == "repair":
+            return LawState({name: StageState(1.0) for name in stages})
+        return LawState({name: StageState(self.start, alone=self.start) for name in stages})
+
+    def decide(
+        self, state: LawState, reading: Reading, rates: Mapping[str, float], ceiling: float
+    ) -> tuple[LawState, list[Decision]]:
+        caps = {name: self._cap(rates.get(name, 0.0), ceiling) for name in state.stages}
+        before = {
+            n: self._later(s, reading.step, rates.get(n, 0.0)) for n, s in state.stages.items()
+        }
+        after, why = dict(before), {}
+        for name, stage in before.items():
+            own, seen = rates.get(name, 0.0), reading.stages[name]
+            if own > 0 and math.isfinite(seen.displacement) and not stage.lifted:
+                after[name], why[name] = self._judge(stage, seen, caps[name])
+            elif stage.scale > caps[name] * (1 + ROUNDING):
+                after[name] = dataclasses.replace(stage, scale=caps[name])
+                why[name] = "your rates have changed"
+        if any(why.values()) and self.mode != "repair":
+            self._together(after, reading, rates, why)
+        decisions = []
+        for name, new in after.items():
+            old, own = before[name], rates.get(name, 0.0)
+            scale = min(new.scale, caps[name])
+            scale = old.scale if math.isclose(scale, old.scale, rel_tol=ROUNDING) else scale
+            after[name] = new = dataclasses.replace(new, scale=scale, rate=own * scale)
+            lifted = new.lifted and not old.lifted
+            if scale != old.scale or (lifted and not (self.mode == "repair" and scale == 1.0)):
+                decisions.append(self._say(name, old, new, reading, caps[name], why[name]))
+        return LawState(after), decisions
+
+    def _cap(self, own: float, ceiling: float) -> float:
+        """The largest scale of a stage whose own rate is ``own``."""
+        if own == 0:
+            return math.inf  # no scale moves a rate of zero
+        return self.reach if self.mode == "free" else ceiling / own
+
+    def _later(self, stage: StageState, step: int, own: float) -> StageState:
+        """The same stage at a later step, with what it has spent until then."""
+        begun = stage.first or 0
+        steps = reached(stage.step - begun, step - begun, self.momentum, self.memory)
+        first = step if stage.first is None and own > 0 else stage.first
+        spent = stage.spent + stage.rate * steps
+        return dataclasses.replace(
+            stage, first=first, step=step, rate=own * stage.scale, spent=spent
+        )
+
+    def _judge(self, stage: StageState, seen: StageReading, cap: float) -> tuple[StageState, str]:
+        """The scale a stage asks for by itself, and why; no reason where it is left as it is."""
+        steps = stage.step - (stage.first or 0)
+        if seen.zero_gradient:
+            return stage, ""  # no rate moves it
+        if self.mode == "repair":
+            lifted = seen.displacement >= self.healthy
+            expected = self.healthy * min(1.0, steps / self.patience)
+            factor = 1.0
+            if seen.displacement < expected and not lifted:
+                factor = max(self.growth, min(self.leap, expected / max(seen.displacement, 1e-9)))
+            scale = min(stage.scale * factor, cap)
+            why = f"moved {seen.displacement:.1%}, lifted off" if lifted else ""
+            why = why or f"expected to have moved {expected:.1%}"
+            return dataclasses.replace(stage, scale=scale, lifted=lifted), why
+        if steps == 0:
+            return stage, ""  # nothing has been spent yet
+        moved = max(stage.most, seen.displacement)
+        lifted = moved >= self.delta
+        if not self._visible(moved, seen):
+            factor = 1.0 if lifted else min(self.leap, self.delta / max(moved, 1e-9))
+            why = f"moved {moved:.2%}, too little to go by"
+        else:
+            factor = self.speed * stage.spent / moved / stage.rate
+            factor = min(1.0 if lifted else self.growth, max(self.shrink, factor))
+            why = f"moved {moved:.2%} for {stage.spent:.2g} of rate spent"
+        scale = min(stage.scale * factor, cap)
+        near_zero = stage.near_zero or seen.count * seen.untrained
+        return dataclasses.replace(
+            stage, scale=scale, alone=scale, lifted=lifted, most=moved, near_zero=near_zero
+        ), f"moved {moved:.1%}, lifted off" if lifted else why
+
+    def _visible(self, moved: float, seen: StageReading) -> bool:
+        return moved >= max(self.visible, 2 / math.sqrt(max(1.0, seen.count * seen.untrained)))
+
+    def _together(
+        self,
+        stages: dict[str, StageState],
+        reading: Reading,
+        rates: Mapping[str, float],
+        why: dict[str, str],
+    ) -> None:
+        """Let the stages meet half-way; once all have lifted off, the search is over."""
+        alone, heard = {}, set()
+        for name, stage in stages.items():
+            own, seen = rates.get(name, 0.0), reading.stages[name]
+            read = stage.lifted or math.isfinite(seen.displacement)
+            if own > 0 and read and not seen.zero_gradient:
+                alone[name] = own * (stage.scale if stage.alone is None else stage.alone)
+                if stage.lifted or self._visible(stage.most, seen):
+                    heard.add(name)
+        if not alone:
+            return
+        found = agreed(alone, {name: stages[name].near_zero for name in alone}, heard)
+        over = all(stages[name].lifted for name in alone.keys() - found.followers)
+        for name, rate in found.rates.items():
+            stage = stages[name]
+            if stage.alone is None:
+                continue  # its search was over before
+            if name in found.followers:
+                why[name] = "too few near-zero outputs to judge by; takes the median of the others"
+            else:
+                why[name] = why.get(name) or "lifted off before"
+                if rate != alone[name]:
+                    why[name] += f"; half-way to the median, {found.middle:.1e}"
+            stages[name] = dataclasses.replace(
+                stage,
+                scale=stage.alone * (rate / alone[name]),
+                lifted=over or (stage.lifted and name not in found.followers),
+                alone=None if over else stage.alone,
+            )
+
+    def _say(
+        self,
+        name: str,
+        old: StageState,
+        new: StageState,
+        reading: Reading,
+        cap: float,
+        why: str,
+    ) -> Decision:
+        seen = reading.stages[name]
+        if new.lifted and not old.lifted:
+            kind = "lift-off"
+        else:
+            kind = "raise" if new.scale > old.scale else "lower"
+        change = f"rate {old.rate:.1e} → {new.rate:.1e}"
+        if new.scale == old.scale:
+            change = f"rate stays {new.rate:.1e}, {new.scale:.4g} times yours"
+        elif new.scale == cap:
+            change += " (the largest it may have)" if self.mode == "free" else LARGEST
+        reason = (
+            f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
+            f"after {reading.step} steps; {why}; {change}"
+        )
+        return Decision(reading.step, name, kind, old.scale, new.scale, old.rate, new.rate, reason)

@@ -1,0 +1,69 @@
+"""What the search for a rate knows beyond a single stage and a single step. Pure, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+__all__ = ["Agreement", "agreed", "reached"]
+
+ENOUGH = 0.25
+"""Share of the most near-zero outputs of any stage, from which on a stage can judge itself."""
+
+
+def reached(start: int, stop: int, momentum: float, memory: float) -> float:
+    """How many steps at full effect the steps ``start`` … ``stop - 1`` amount to.
+
+    With a constant gradient g, a buffer that begins empty holds ``g (1 - momentum**t) /
+    (1 - momentum)`` in step t = 1, 2, …, and an average of squares that begins at zero
+    ``g² (1 - memory**t)``, by the root of which RMSprop divides.
+
+    Args:
+        start, stop: steps that were taken before, counted from 0.
+        momentum: 0 for none.
+        memory: 0 where the average is corrected for its beginning, or there is none.
+    """
+    return sum(
+        (1 - momentum**t) / math.sqrt(1 - memory**t if memory else 1.0)
+        for t in range(start + 1, stop + 1)
+    )
+
+
+class Agreement(NamedTuple):
+    """The rates at which stages meet.
+
+    Attributes:
+        rates: of each stage.
+        middle: the median of the rates asked for.
+        followers: stages that had no say.
+    """
+
+    rates: dict[str, float]
+    middle: float
+    followers: set[str]
+
+
+def agreed(
+    alone: Mapping[str, float], near_zero: Mapping[str, float], heard: Collection[str]
+) -> Agreement:
+    """Where stages meet that each ask for a rate of their own.
+
+    The rate that a stage solves for is right to a factor of two or three, and wrong together with
+    those of its neighbours more often than not: so each is given the geometric mean of its own
+    and the median. A head, with a handful of near-zero outputs, lifts off by chance at a small
+    part of a good rate: it is given the median. As long as a displacement is not visible, the
+    rate has only been raised blindly, and does not count in the median.
+
+    Args:
+        alone: the rate each stage asks for.
+        near_zero: outputs that each stage is judged by.
+        heard: stages whose displacement is visible; where none is, all are heard.
+    """
+    enough = ENOUGH * max(near_zero[name] for name in alone)
+    followers = {name for name in alone if near_zero[name] < enough}
+    asked = {name: rate for name, rate in alone.items() if name not in followers}
+    ranked = sorted([asked[name] for name in asked if name in heard] or asked.values())
+    middle = math.sqrt(ranked[(len(ranked) - 1) // 2] * ranked[len(ranked) // 2])
+    met = {name: math.sqrt(rate * middle) for name, rate in asked.items()}
+    return Agreement({name: met.get(name, middle) for name in alone}, middle, followers)
