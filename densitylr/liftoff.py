@@ -77,7 +77,7 @@ class LiftOff:
     delta: float = 0.1
     growth: float = 4.0
     start: float = 1e-4
-    speed: float = 0.08
+    speed: float = 0.04
     visible: float = 0.001
     leap: float = 16.0
     shrink: float = 1 / 20
