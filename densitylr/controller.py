@@ -58,7 +58,8 @@ class DensityLR(Stepping):
         every: optimizer steps from one probe to the next: half of that (rounded down) during
             the first 20 steps; more, up to ten times as many, where nothing has been decided
             for long (a twentieth of that time). With ``recover`` it is never more.
-        policy: another `Policy` than ``LiftOff(mode)``; ``mode`` is then only a name.
+        policy: another `Policy` than ``LiftOff(mode)`` (in a search with the optimizer's momentum);
+            ``mode`` is then only a name.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough, and the first step
             warns of it, unless a state dict of ours has been loaded by then, which knows better.
@@ -122,7 +123,9 @@ class DensityLR(Stepping):
         self.inner = optimizer
         self.mode = mode
         self.every = every
-        self.policy: Policy = replace(law, **startup(stepping)) if policy is None else policy
+        if policy is None:
+            policy = law if mode == "repair" else replace(law, **startup(stepping))
+        self.policy: Policy = policy
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         free = [name for name in self.stages if name not in self._pretrained]
         state = self.policy.init(free)

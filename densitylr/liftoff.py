@@ -65,7 +65,7 @@ class LiftOff:
         reach: largest scale of ``free``; a stage that no rate can move is raised no further.
         momentum: of the optimizer, where it begins with an empty buffer.
         memory: of the optimizer's average of squared gradients, where that begins at zero and is
-            not corrected for it. `DensityLR` takes both from the optimizer.
+            not corrected for it. `DensityLR` takes both from the optimizer, for a search.
 
     Raises:
         ValueError: no such mode, or a constant out of its range.

@@ -106,7 +106,7 @@ def simulate(policy: Policy, history: History) -> tuple[LawState, list[Decision]
     forecast.
 
     Args:
-        policy: any policy.
+        policy: any policy; the run's own is ``DensityLR.policy``.
         history: a history that holds rates, as `DensityLR` records it.
 
     Returns:

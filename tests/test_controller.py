@@ -205,7 +205,7 @@ def test_recorded_run_says_the_same_in_simulation() -> None:
             )
             for batch in batches(30):
                 one_step(model, wrapped, batch)
-            law, decisions = simulate(LiftOff(mode), wrapped.history)
+            law, decisions = simulate(wrapped.policy, wrapped.history)
             assert decisions == wrapped.history.decisions
             assert decisions
             assert law == wrapped._law

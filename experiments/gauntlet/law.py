@@ -93,7 +93,7 @@ def ranks() -> str:
 
 
 def rules() -> str:
-    """What every rule of search that was tried loses, and `free` as it is in the same cells."""
+    """What every rule of search that was tried loses, and the former one in the same cells."""
     records = records_of("search_rules")
     rows = []
     for some, seeds in (
@@ -103,7 +103,7 @@ def rules() -> str:
         for rule, found in compare_rules(seeds).items():
             numbers = (found.lost, found.reference, found.worst)
             rows.append([rule, some, str(found.cells), *(f"{100 * n:+.1f}" for n in numbers)])
-    return _table(rows, ["rule", "seeds", "cells", "points lost", "by `free` there", "worst cell"])
+    return _table(rows, ["rule", "seeds", "cells", "points lost", "by the former", "worst cell"])
 
 
 def sensitivity() -> str:

@@ -11,12 +11,15 @@ import numpy as np
 
 from experiments.gauntlet.rivals import RIVALS
 
-__all__ = ["Rule", "Search", "compare_rules", "mean_ranks", "searches"]
+__all__ = ["FORMER", "Rule", "Search", "compare_rules", "mean_ranks", "searches"]
 
 Record = dict[str, Any]
 
 RANKED_WITH = "adamw"
 """Most rivals are of Adam's kind, so `free` is ranked among them with AdamW inside."""
+
+FORMER = "each by itself"
+"""The rule of `free` that every other one is compared with."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class Rule:
     """A rule of search against the flat rate.
 
     Attributes:
-        cells: runs with a flat run of the same seed, and one of `free`.
+        cells: runs with a flat run of the same seed, and one of the `FORMER` rule.
         lost: mean accuracy of the flat rate less that of the rule.
-        reference: the same for `free`, in the same cells.
+        reference: the same for the former rule, in the same cells.
         worst: the largest loss of one run.
     """
 
@@ -66,7 +69,7 @@ class Rule:
 
 
 def compare_rules(records: Sequence[Record]) -> dict[str, Rule]:
-    """Every arm but ``fixed``, run by run, in the order of the mean loss against that of `free`."""
+    """Every arm but ``fixed``, run by run, in the order of the mean loss against `FORMER`'s."""
     lost: dict[str, dict[tuple[Any, ...], float]] = defaultdict(dict)
     flat = {
         (r["net"], r["optimizer"], r["seed"]): r["accuracy"]
@@ -79,9 +82,9 @@ def compare_rules(records: Sequence[Record]) -> dict[str, Rule]:
             lost[r["arm"]][*cell, r["start"]] = flat[cell] - r["accuracy"]
     found = {}
     for arm, own in lost.items():
-        shared = sorted(own.keys() & lost["free"].keys())
+        shared = sorted(own.keys() & lost[FORMER].keys())
         if shared:
-            mean, other = (float(np.mean([x[c] for c in shared])) for x in (own, lost["free"]))
+            mean, other = (float(np.mean([x[c] for c in shared])) for x in (own, lost[FORMER]))
             found[arm] = Rule(len(shared), mean, other, max(own[c] for c in shared))
     return dict(sorted(found.items(), key=lambda item: item[1].lost - item[1].reference))
 
