@@ -158,7 +158,6 @@ class Watch:
         self.suspicion = None
         return found
 
-    def forget(self, step: int) -> None:
-        """Go back to what was known after the reading of ``step``."""
-        self.recent = [r for r in self.recent if r.step <= step]
-        self.suspicion = None
+    def go_back(self, recent: Sequence[Reading]) -> None:
+        """Compare with the readings that were the last healthy ones then."""
+        self.recent, self.suspicion = list(recent), None

@@ -137,7 +137,7 @@ class DensityLR(Stepping):
                     every=every,
                     observe_only=observe_only,
                     recover=recover,
-                    policy=type(self.policy).__name__,
+                    policy=str(policy) if isinstance(policy, LiftOff) else type(policy).__name__,
                     pretrained=", ".join(self._pretrained) or "none",
                 )
             )

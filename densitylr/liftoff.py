@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from densitylr.policy import LawState, StageState
 from densitylr.records import Decision, Reading, StageReading
-from densitylr.search import agreed, reached
+from densitylr.search import Agreement, agreed, reached
 
 __all__ = ["MODES", "LiftOff"]
 
@@ -47,7 +47,8 @@ class LiftOff:
     rate is raised by ``leap`` instead: ``D`` is visible above ``visible`` and above
     ``2 / sqrt(n)``, n being the near-zero outputs counted, the scale of its sampling noise. A
     change that was solved for is kept within ``shrink`` … ``growth``. The stages then meet
-    half-way, see `densitylr.search.agreed`. When all have lifted off, the rates stay.
+    half-way, see `densitylr.search.agreed`, and may be drawn along until all have lifted off; then
+    the rates stay.
     ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
 
     Args:
@@ -65,7 +66,9 @@ class LiftOff:
         reach: largest scale of ``free``; a stage that no rate can move is raised no further.
         momentum: of the optimizer, where it begins with an empty buffer.
         memory: of the optimizer's average of squared gradients, where that begins at zero and is
-            not corrected for it. `DensityLR` takes both from the optimizer, for a search.
+            not corrected for it.
+        nesterov: the momentum is Nesterov's. `DensityLR` takes all three from the optimizer, for a
+            search.
 
     Raises:
         ValueError: no such mode, or a constant out of its range.
@@ -84,6 +87,7 @@ class LiftOff:
     reach: float = 1e10
     momentum: float = 0.0
     memory: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -119,15 +123,15 @@ class LiftOff:
                 after[name], why[name] = self._judge(stage, seen, caps[name])
             elif stage.scale > caps[name] * (1 + ROUNDING):
                 after[name] = dataclasses.replace(stage, scale=caps[name])
-                why[name] = "your rates have changed"
-        if any(why.values()) and self.mode != "repair":
-            self._together(after, reading, rates, why)
+        if self.mode != "repair":
+            self._together(before, after, reading, rates, why)
         decisions = []
         for name, new in after.items():
             old, own = before[name], rates.get(name, 0.0)
             scale = min(new.scale, caps[name])
             scale = old.scale if math.isclose(scale, old.scale, rel_tol=ROUNDING) else scale
             after[name] = new = dataclasses.replace(new, scale=scale, rate=own * scale)
+            why[name] = why.get(name) or "your rates have changed"
             lifted = new.lifted and not old.lifted
             if scale != old.scale or (lifted and not (self.mode == "repair" and scale == 1.0)):
                 decisions.append(self._say(name, old, new, reading, caps[name], why[name]))
@@ -142,7 +146,8 @@ class LiftOff:
     def _later(self, stage: StageState, step: int, own: float) -> StageState:
         """The same stage at a later step, with what it has spent until then."""
         begun = stage.first or 0
-        steps = reached(stage.step - begun, step - begun, self.momentum, self.memory)
+        constants = self.momentum, self.memory, self.nesterov
+        steps = reached(stage.step - begun, step - begun, *constants)
         first = step if stage.first is None and own > 0 else stage.first
         spent = stage.spent + stage.rate * steps
         return dataclasses.replace(
@@ -164,8 +169,8 @@ class LiftOff:
             why = f"moved {seen.displacement:.1%}, lifted off" if lifted else ""
             why = why or f"expected to have moved {expected:.1%}"
             return dataclasses.replace(stage, scale=scale, lifted=lifted), why
-        if steps == 0:
-            return stage, ""  # nothing has been spent yet
+        if steps == 0 or 2 * seen.count < stage.count:
+            return stage, ""  # nothing has been spent yet, or it is the small rest of the data
         moved = max(stage.most, seen.displacement)
         lifted = moved >= self.delta
         if not self._visible(moved, seen):
@@ -176,50 +181,56 @@ class LiftOff:
             factor = min(1.0 if lifted else self.growth, max(self.shrink, factor))
             why = f"moved {moved:.2%} for {stage.spent:.2g} of rate spent"
         scale = min(stage.scale * factor, cap)
-        near_zero = stage.near_zero or seen.count * seen.untrained
-        return dataclasses.replace(
-            stage, scale=scale, alone=scale, lifted=lifted, most=moved, near_zero=near_zero
-        ), f"moved {moved:.1%}, lifted off" if lifted else why
+        new = dataclasses.replace(stage, scale=scale, alone=scale, lifted=lifted, most=moved)
+        if not stage.count:
+            near_zero = seen.count * seen.untrained
+            new = dataclasses.replace(new, near_zero=near_zero, count=seen.count)
+        return new, f"moved {moved:.1%}, lifted off" if lifted else why
 
     def _visible(self, moved: float, seen: StageReading) -> bool:
         return moved >= max(self.visible, 2 / math.sqrt(max(1.0, seen.count * seen.untrained)))
 
     def _together(
         self,
+        before: Mapping[str, StageState],
         stages: dict[str, StageState],
         reading: Reading,
         rates: Mapping[str, float],
         why: dict[str, str],
     ) -> None:
         """Let the stages meet half-way; once all have lifted off, the search is over."""
-        alone, heard = {}, set()
+        alone, near_zero, heard = {}, {}, set()
         for name, stage in stages.items():
             own, seen = rates.get(name, 0.0), reading.stages[name]
-            read = stage.lifted or math.isfinite(seen.displacement)
+            begun = stage.first is not None and stage.step > stage.first
+            read = stage.lifted or (begun and math.isfinite(seen.displacement))
             if own > 0 and read and not seen.zero_gradient:
                 alone[name] = own * (stage.scale if stage.alone is None else stage.alone)
+                near_zero[name] = stage.near_zero or seen.count * seen.untrained
                 if stage.lifted or self._visible(stage.most, seen):
                     heard.add(name)
         if not alone:
             return
-        found = agreed(alone, {name: stages[name].near_zero for name in alone}, heard)
+        judged = any(why.values())
+        found = agreed(alone, near_zero, heard, {name for name in alone if before[name].lifted})
         over = all(stages[name].lifted for name in alone.keys() - found.followers)
         for name, rate in found.rates.items():
             stage = stages[name]
             if stage.alone is None:
                 continue  # its search was over before
-            if name in found.followers:
-                why[name] = "too few near-zero outputs to judge by; takes the median of the others"
-            else:
-                why[name] = why.get(name) or "lifted off before"
-                if rate != alone[name]:
-                    why[name] += f"; half-way to the median, {found.middle:.1e}"
+            if judged:
+                why[name] = self._met(name, rate, alone[name], found, why.get(name, ""))
+                stage = dataclasses.replace(stage, scale=stage.alone * (rate / alone[name]))
+            lifted = over or (stage.lifted and name not in found.followers)
             stages[name] = dataclasses.replace(
-                stage,
-                scale=stage.alone * (rate / alone[name]),
-                lifted=over or (stage.lifted and name not in found.followers),
-                alone=None if over else stage.alone,
+                stage, lifted=lifted, alone=None if over else stage.alone
             )
+
+    def _met(self, name: str, rate: float, alone: float, found: Agreement, why: str) -> str:
+        if name in found.followers:
+            return "too few near-zero outputs to judge by; takes the median of the others"
+        why = why or "lifted off before"
+        return why if rate == alone else f"{why}; half-way to the median, {found.middle:.1e}"
 
     def _say(
         self,
@@ -240,8 +251,8 @@ class LiftOff:
             change = f"rate stays {new.rate:.1e}, {new.scale:.4g} times yours"
         elif new.scale == cap:
             change += " (the largest it may have)" if self.mode == "free" else LARGEST
-        reason = (
-            f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
-            f"after {reading.step} steps; {why}; {change}"
-        )
+        density = f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
+        if not math.isfinite(seen.displacement):
+            density = "not read "
+        reason = f"{density}after {reading.step} steps; {why}; {change}"
         return Decision(reading.step, name, kind, old.scale, new.scale, old.rate, new.rate, reason)

@@ -108,7 +108,7 @@ class DensityMonitor:
         every: training forwards from one probe to the next. None: only on `arm`.
         twins: stages whose untrained twins are kept, by name; all of them by default.
         watching: read `StageReading.variety` at each probe and `StageReading.peak`, for which
-            the RMS of each tap is taken at every training forward.
+            the RMS of each tap, of at most 1,024 outputs, is taken at every training forward.
         exact: read every output instead of a sample of at most 131,072 a probe (and 65,536 of a
             tap whose twin answers). It takes memory for as many outputs as the largest tap
             has, times the number of taps: for small models, to see what sampling does.

@@ -33,7 +33,8 @@ class StageState:
         spent: sum of the effective rates of all steps up to the last reading, each counted as
             far as it has reached the weights.
         most: the largest displacement so far, in a search.
-        near_zero: untrained near-zero outputs in its first reading, in a search.
+        near_zero: untrained near-zero outputs when it was first judged, in a search.
+        count: outputs that were read then.
         alone: the scale that its own displacement asks for, in a search; None once all stages
             have lifted off.
     """
@@ -46,6 +47,7 @@ class StageState:
     spent: float = 0.0
     most: float = 0.0
     near_zero: float = 0.0
+    count: int = 0
     alone: float | None = None
 
 

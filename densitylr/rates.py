@@ -71,12 +71,14 @@ def startup(optimizer: Optimizer) -> dict[str, Any]:
     """What makes an optimizer's first steps smaller or larger than later ones, for `LiftOff`.
 
     SGD's and RMSprop's momentum begins with an empty buffer, and RMSprop's average of squares at
-    zero. Adam and those like it correct for that.
+    zero. Adam and those like it correct for that; dampening as large as the momentum does, too.
     """
     first = optimizer.param_groups[0]
-    found = {}
-    if isinstance(optimizer, SGD | RMSprop):
+    found: dict[str, Any] = {}
+    heavy = isinstance(optimizer, SGD | RMSprop) and not first.get("dampening")
+    if heavy and 0 <= first["momentum"] < 1:
         found["momentum"] = float(first["momentum"])
-    if isinstance(optimizer, RMSprop):
+        found["nesterov"] = bool(first.get("nesterov", False))
+    if isinstance(optimizer, RMSprop) and 0 <= first["alpha"] < 1:
         found["memory"] = float(first["alpha"])
-    return {name: value for name, value in found.items() if 0 <= value < 1}
+    return found

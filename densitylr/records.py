@@ -34,7 +34,7 @@ class StageReading:
         variety: share of the mean square that is variance over the examples of the batch; NaN
             if it was not asked for, or for fewer than 8 examples.
         peak: the largest RMS of a training forward since the last probe, this one included;
-            NaN if it was not asked for, or if a forward was not finite.
+            NaN if it was not asked for, or if what was sampled of a forward was not finite.
         zero_gradient: 1 if every gradient of the stage was exactly zero, so that no learning
             rate moves it; 0 otherwise, and where nobody looked (the stage moves).
     """

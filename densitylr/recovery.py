@@ -117,24 +117,29 @@ class Recovery:
             past = self._force or force
             self._acted = {n: max(r, past[n]) for n, r in (self._acted or past).items()}
             self._force = force
-            if self._due(step) and finite(self.model, self.optimizer):
+            if self._due(step, law) and finite(self.model, self.optimizer):
                 self._take(step, law)
         if found is None or not self._snapshots:
             return None
         return self._decide(step, found, force, scales)
 
-    def _due(self, step: int) -> bool:
-        """Whether the newest snapshot is old, or a rate is about to jump."""
+    def _due(self, step: int, law: LawState) -> bool:
+        """Whether the newest snapshot is old, a stage has lifted off since (its twin is gone, so
+        that it could not be judged anew), or a rate is about to jump.
+        """
         if not self._snapshots:
             return True
-        gap = min(RARE, step // SHARE)
+        newest = self._snapshots[-1]
         jumps = any(rate > JUMP * self._acted[n] for n, rate in self._force.items())
-        return jumps or not 0 < step - self._snapshots[-1].step < gap
+        lifted = [s.lifted for s in law.stages.values()] != [
+            s.lifted for s in newest.law.stages.values()
+        ]
+        return jumps or lifted or not 0 < step - newest.step < min(RARE, step // SHARE)
 
     def _take(self, step: int, law: LawState) -> None:
         room = self._snapshots.pop(0) if len(self._snapshots) > 1 else None
         taken = Snapshot(step, self.model, self.optimizer, self._force, law, room)
-        taken.acted = self._acted
+        taken.acted, taken.recent = self._acted, tuple(self.watch.recent)
         taken.top, self._top = self._top or self._largest(), 0.0
         self._snapshots.append(taken)
 
@@ -156,7 +161,7 @@ class Recovery:
             self._target = target
             self._snapshots = self._snapshots[: self._snapshots.index(target) + 1]
             self._acted, self._force = target.acted, target.rates
-            self.watch.forget(target.step)
+            self.watch.go_back(target.recent)
             held, share = (force, QUARTER) if again else (target.acted, 1.0)
             most = max(held.values())
             waiting = {n for n, s in target.law.stages.items() if not s.lifted}
@@ -252,7 +257,7 @@ class Recovery:
         self, step: int, force: Mapping[str, float], law: LawState, acted: Mapping[str, float]
     ) -> Snapshot:
         taken = Snapshot(step, self.model, self.optimizer, force, law)
-        taken.top, taken.acted = self._largest(), acted
+        taken.top, taken.acted, taken.recent = self._largest(), acted, tuple(self.watch.recent)
         return taken
 
     def forget(self) -> None:

@@ -11,23 +11,36 @@ __all__ = ["Agreement", "agreed", "reached"]
 ENOUGH = 0.25
 """Share of the most near-zero outputs of any stage, from which on a stage can judge itself."""
 
+LONG = 10_000
+"""Steps after which every buffer is taken to be full."""
 
-def reached(start: int, stop: int, momentum: float, memory: float) -> float:
+
+def reached(start: int, stop: int, momentum: float, memory: float, nesterov: bool = False) -> float:
     """How many steps at full effect the steps ``start`` … ``stop - 1`` amount to.
 
     With a constant gradient g, a buffer that begins empty holds ``g (1 - momentum**t) /
-    (1 - momentum)`` in step t = 1, 2, …, and an average of squares that begins at zero
-    ``g² (1 - memory**t)``, by the root of which RMSprop divides.
+    (1 - momentum)`` in step t = 1, 2, …, and is one step ahead with Nesterov's; an average of
+    squares that begins at zero is ``g² (1 - memory**t)``, by the root of which RMSprop divides,
+    before the momentum.
 
     Args:
         start, stop: steps that were taken before, counted from 0.
         momentum: 0 for none.
         memory: 0 where the average is corrected for its beginning, or there is none.
+        nesterov: of the momentum, where there is no memory.
     """
-    return sum(
-        (1 - momentum**t) / math.sqrt(1 - memory**t if memory else 1.0)
-        for t in range(start + 1, stop + 1)
-    )
+    if start >= LONG:
+        return float(stop - start)
+    if not (momentum and memory):
+        return sum(
+            (1 - momentum ** (t + nesterov)) / math.sqrt(1 - memory**t if memory else 1.0)
+            for t in range(start + 1, stop + 1)
+        )
+    held, total = 0.0, 0.0
+    for t in range(1, stop + 1):
+        held = momentum * held + (1 - momentum) / math.sqrt(1 - memory**t)
+        total += held if t > start else 0.0
+    return total
 
 
 class Agreement(NamedTuple):
@@ -45,7 +58,10 @@ class Agreement(NamedTuple):
 
 
 def agreed(
-    alone: Mapping[str, float], near_zero: Mapping[str, float], heard: Collection[str]
+    alone: Mapping[str, float],
+    near_zero: Mapping[str, float],
+    heard: Collection[str],
+    lifted: Collection[str] = (),
 ) -> Agreement:
     """Where stages meet that each ask for a rate of their own.
 
@@ -59,9 +75,11 @@ def agreed(
         alone: the rate each stage asks for.
         near_zero: outputs that each stage is judged by.
         heard: stages whose displacement is visible; where none is, all are heard.
+        lifted: stages that have judged themselves, and keep their say however few outputs they
+            have beside one that joins late.
     """
     enough = ENOUGH * max(near_zero[name] for name in alone)
-    followers = {name for name in alone if near_zero[name] < enough}
+    followers = {n for n in alone if near_zero[n] < enough and n not in lifted}
     asked = {name: rate for name, rate in alone.items() if name not in followers}
     ranked = sorted([asked[name] for name in asked if name in heard] or asked.values())
     middle = math.sqrt(ranked[(len(ranked) - 1) // 2] * ranked[len(ranked) // 2])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from densitylr.policy import LawState
+from densitylr.records import Reading
 
 __all__ = ["Snapshot", "finite"]
 
@@ -40,6 +41,7 @@ class Snapshot:
         self.step, self.rates, self.law = step, rates, law
         self.acted: Mapping[str, float] = rates  # the largest until then
         self.top = 0.0  # the user's largest rate in the steps just before
+        self.recent: tuple[Reading, ...] = ()  # the last healthy readings
         tensors: dict[Any, Tensor] = {} if room is None else room.tensors
         states: dict[Any, dict[str, Any]] = {} if room is None else room.state
         self.tensors: dict[Any, Tensor] = {
@@ -113,10 +115,11 @@ def _copy(value: Any, room: Any = None) -> Any:
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
     value = value.detach()
-    if isinstance(room, Tensor) and _like(room) == _like(value):
+    if isinstance(room, Tensor) and value.layout is torch.strided and _like(room) == _like(value):
         return room.copy_(value)
     return value.clone()
 
 
 def _like(tensor: Tensor) -> tuple[Any, ...]:
-    return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    strides = tensor.stride() if tensor.layout is torch.strided else None  # sparse ones have none
+    return type(tensor), tensor.shape, strides, tensor.dtype, tensor.device

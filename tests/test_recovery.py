@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import itertools
 import logging
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -337,6 +339,58 @@ def test_later_there_are_fewer_snapshots_but_one_before_a_rate_jumps(
     gaps = {at: at - before for before, at in itertools.pairwise(taken)}
     assert 290 in gaps
     assert all(gap == max(1, at // SHARE) for at, gap in gaps.items() if 20 <= at < 290)
+
+
+def test_a_collapse_that_comes_again_is_seen_though_the_snapshot_is_old() -> None:
+    """What is gone back to is older than the last healthy readings; they are known all the same."""
+    model = net()
+    wrapped = DensityLR(sgd(model, lr=1e-3), model, every=1, recover=True)
+    data = batches(760)
+    for i, batch in enumerate(data):
+        one_step(model, wrapped, spoiled(batch, 100.0) if i >= 750 else batch)
+    first, *later = events(wrapped)
+    assert "RMS of its activations" in first.reason
+    assert f"went back to step {first.step}" not in first.reason
+    assert len(later) >= 3
+    assert all("RMS of its activations" in event.reason for event in later)
+
+
+def test_a_stage_that_lifted_off_stays_so_although_we_go_back() -> None:
+    """Its twin is gone: it could not be judged anew."""
+
+    class Late(Fixed):
+        """Stage 0 lifts off at step 401."""
+
+        def decide(self, state: LawState, reading: Reading, *rest: Any) -> Any:
+            state, decisions = super().decide(state, reading, *rest)
+            stages = {
+                name: dataclasses.replace(s, lifted=name == "0" and reading.step >= 401)
+                for name, s in state.stages.items()
+            }
+            return LawState(stages), decisions
+
+    model = net()
+    policy = Late({"0": 2.0, "3": 1.0, "5": 1.0})
+    groups = [{"params": model[:3].parameters(), "lr": 1e-4}, {"params": model[3:].parameters()}]
+    wrapped = DensityLR(
+        torch.optim.SGD(groups, lr=1e-3), model, every=1, recover=True, policy=policy
+    )
+    for i, batch in enumerate(batches(407)):
+        one_step(model, wrapped, spoiled(batch) if i == 406 else batch)
+    assert len(events(wrapped)) == 1
+    assert wrapped._law.stages["0"].lifted
+
+
+def test_a_sparse_buffer_is_kept_too() -> None:
+    model = net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: CSR is in beta state
+        model.register_buffer("adjacency", torch.eye(4).to_sparse_csr())
+        wrapped = DensityLR(sgd(model), model, every=1, recover=True)
+        for i, batch in enumerate(batches(8)):
+            one_step(model, wrapped, spoiled(batch) if i == 5 else batch)
+    assert len(events(wrapped)) == 1
+    assert torch.equal(model.adjacency.to_dense(), torch.eye(4))  # type: ignore[operator, union-attr]
 
 
 def test_a_buffer_that_has_changed_its_shape_is_left_alone() -> None:

@@ -24,6 +24,9 @@ RATES = st.dictionaries(st.sampled_from("abcdefg"), st.floats(1e-9, 1e9), min_si
 OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
     "sgd with momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True),
+    "dampened": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, dampening=0.9),
+    "rmsprop with momentum": lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=0.0, momentum=0.9),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=0.0),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3, eps=0.0),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3, eps=0.0, weight_decay=0.0),
@@ -53,8 +56,10 @@ def test_the_law_of_a_density_lr_knows_its_optimizer() -> None:
         model = net()
         law = DensityLR(make(list(model.parameters())), model, mode="free").policy
         assert isinstance(law, LiftOff)
-        assert law.momentum == (0.9 if name == "sgd with momentum" else 0.0)
-        assert law.memory == (0.99 if name == "rmsprop" else 0.0)
+        moving = ("sgd with momentum", "nesterov", "rmsprop with momentum")
+        assert law.momentum == (0.9 if name in moving else 0.0)
+        assert law.memory == (0.99 if name.startswith("rmsprop") else 0.0)
+        assert law.nesterov == (name == "nesterov")
 
 
 @given(RATES, st.data())
@@ -144,6 +149,78 @@ def test_once_all_have_lifted_off_a_stage_that_thaws_moves_no_other() -> None:
     assert state.stages["thawed"].lifted
     for name in "ab":
         assert state.scales[name] == still.scales[name]
+
+
+def test_a_stage_that_thaws_in_a_search_is_searched_for_like_any_other() -> None:
+    """Not taken for a head because nothing is known of it yet, nor lifted off unjudged."""
+    law, state = LiftOff("free"), LiftOff("free").init(["a", "c"])
+    for step, a, c in ((0, 0.0, 0.0), (2, 0.02, 0.0), (4, 0.05, 0.0), (6, 0.2, 0.0), (8, 0.2, 0.0)):
+        rates = {"a": 0.1, "c": 0.1 if step >= 6 else 0.0}
+        seen = {"a": stage_reading(a), "c": stage_reading(c)}
+        state, decisions = law.decide(state, Reading(step, seen), rates, 0.1)
+        if step <= 6:
+            assert state.stages["c"].scale == law.start
+            assert not state.stages["c"].lifted
+    assert [(d.stage, d.kind) for d in decisions] == [("c", "raise")]
+    assert state.scales["c"] == pytest.approx(math.sqrt(law.leap * law.start * state.scales["a"]))
+
+
+def test_a_stage_that_joins_late_takes_nothing_back_from_one_that_has_lifted_off() -> None:
+    law, state = LiftOff("free"), LiftOff("free").init(["a", "b", "big"])
+    counts = {"a": 20_000, "b": 20_000, "big": 2**17}
+    for step in range(0, 30, 2):
+        rates = {"a": 0.1, "b": 0.1, "big": 0.1 if step >= 4 else 0.0}
+        moved = {"a": 0.2 * (step > 0), "b": 0.0, "big": 0.0}
+        seen = {n: stage_reading(moved[n], count=counts[n]) for n in counts}
+        before = state
+        state, decisions = law.decide(state, Reading(step, seen), rates, 0.1)
+        if before.stages["a"].lifted:
+            assert state.stages["a"].lifted
+            assert state.scales["a"] == before.scales["a"]
+            assert "a" not in {d.stage for d in decisions}
+
+
+def test_a_search_is_over_when_the_last_that_has_not_lifted_off_is_frozen() -> None:
+    law, state = LiftOff("free"), LiftOff("free").init(["a", "c"])
+    scales = []
+    for step in range(0, 60, 2):
+        rates = {"a": 0.1, "c": 0.0 if 10 <= step < 40 else 0.2}
+        seen = {"a": stage_reading(0.2 * (step > 2)), "c": stage_reading(1e-4 * step)}
+        state, _ = law.decide(state, Reading(step, seen), rates, 0.2)
+        if step >= 10:
+            scales.append(state.scales["a"])
+    assert state.stages["c"].scale > law.start
+    assert len(set(scales)) == 1
+
+
+def test_the_small_rest_of_the_data_is_not_judged_by() -> None:
+    law, rates = LiftOff("free"), {"a": 1.0}
+    state = law.init(["a"])
+    for step, moved, count in ((0, 0.0, 2**17), (2, 5e-4, 2**17), (4, 0.09, 100), (6, 5e-4, 2**17)):
+        seen = Reading(step, {"a": stage_reading(moved, count=count)})
+        before, (state, decisions) = state, law.decide(state, seen, rates, 1.0)
+        if count == 100:
+            assert state.scales == before.scales
+            assert decisions == []
+    assert state.scales["a"] == pytest.approx(law.leap**2 * law.start)
+
+
+def test_a_search_goes_on_from_a_checkpoint_that_knows_less() -> None:
+    """Stages that had lifted off have their say in where the head goes."""
+    old = {"scale": 1e-2, "lifted": True, "first": 0, "step": 10, "rate": 1e-3, "spent": 1e-2}
+    law = LiftOff("free")
+    state = LawState.from_dict(
+        {"a": old, "b": {**old, "lifted": False}, "head": {**old, "lifted": False}}
+    )
+    counts = {"a": 2**15, "b": 2**15, "head": 320}
+    seen = {n: stage_reading(0.05 * (n != "head"), count=c) for n, c in counts.items()}
+    state, _ = law.decide(state, Reading(12, seen), dict.fromkeys(counts, 0.1), 0.1)
+    assert state.stages["a"].lifted
+    assert not state.stages["b"].lifted
+    assert state.stages["b"].alone is not None
+    between = math.sqrt(1e-2 * state.stages["b"].alone)
+    assert state.scales["head"] == pytest.approx(between)
+    assert state.scales["a"] == old["scale"]
 
 
 def test_a_stage_that_nothing_moves_draws_no_other_along() -> None:
