@@ -65,11 +65,11 @@ def agreed(
 ) -> Agreement:
     """Where stages meet that each ask for a rate of their own.
 
-    The rate that a stage solves for is right to a factor of two or three, and wrong together with
-    those of its neighbours more often than not: so each is given the geometric mean of its own
-    and the median. A head, with a handful of near-zero outputs, lifts off by chance at a small
-    part of a good rate: it is given the median. As long as a displacement is not visible, the
-    rate has only been raised blindly, and does not count in the median.
+    The rate that a stage solves for is right to a factor of two or three either way, so each is
+    given the geometric mean of its own and the median. A head, with a handful of near-zero
+    outputs, lifts off by chance at a small part of a good rate: it is given the median. As long
+    as a displacement is not visible, the rate has only been raised blindly, and does not count in
+    the median.
 
     Args:
         alone: the rate each stage asks for.
