@@ -98,7 +98,8 @@ def rules() -> str:
     rows = []
     for some, seeds in (
         ("chosen on", [r for r in records if r["seed"] >= 100]),
-        ("others", [r for r in records if r["seed"] < 100]),
+        ("0, looked at", [r for r in records if r["seed"] == 0]),
+        ("1, 2", [r for r in records if 0 < r["seed"] < 100]),
     ):
         for rule, found in compare_rules(seeds).items():
             numbers = (found.lost, found.reference, found.worst)
