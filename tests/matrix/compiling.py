@@ -188,8 +188,10 @@ def _step(backend: str, both: bool) -> None:
 
 
 def _search(backend: str) -> None:
-    """A step is compiled again at most when rates change, as a bare optimizer's is whose rate is
-    a number, and once for each way in which stages share a scale; then never again.
+    """Rates that move compile a step again only when parts are divided: once a stage and rate.
+
+    Where the backend makes a constant of every number, as it does with a bare optimizer's rate,
+    it is whenever rates change, and once for each way in which stages share a scale.
     """
     _check_backend(backend)
     ours = CompiledRun(net, backend, step=True, mode="free", steps=24)
@@ -199,7 +201,10 @@ def _search(backend: str) -> None:
     assert len(decisions) > 2 * len(ours.optimizer.stages)
     rows = {tuple(scales.values()) for _, _, scales in ours.optimizer.history.observations()}
     divisions = {tuple(row.index(scale) for scale in row) for row in rows}
-    assert compiled[-1] <= len(rows) + len(divisions)
+    if backend == "aot_eager":
+        assert compiled[-1] <= len(rows) + len(divisions)
+    else:
+        assert compiled[-1] <= 2 + 2 * len(ours.optimizer.stages)
     assert len(set(compiled[last + 2 :])) == 1
 
 
