@@ -123,7 +123,7 @@ class LiftOff:
                 after[name], why[name] = self._judge(stage, seen, caps[name])
             elif stage.scale > caps[name] * (1 + ROUNDING):
                 after[name] = dataclasses.replace(stage, scale=caps[name])
-        if self.mode != "repair":
+        if any(stage.alone is not None for stage in after.values()):
             self._together(before, after, reading, rates, why)
         decisions = []
         for name, new in after.items():

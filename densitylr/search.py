@@ -29,7 +29,7 @@ def reached(start: int, stop: int, momentum: float, memory: float, nesterov: boo
         memory: 0 where the average is corrected for its beginning, or there is none.
         nesterov: of the momentum, where there is no memory.
     """
-    if start >= LONG:
+    if start >= LONG or not (momentum or memory):
         return float(stop - start)
     if not (momentum and memory):
         return sum(
