@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from densitylr import LiftOff
 from experiments.comparison import Bench, Contrast, Effect
 from experiments.declaration import LABELS, discrepancies
 from experiments.fairness import fairness
@@ -102,11 +103,18 @@ def _controlled(bench: Bench, contrasts: Sequence[Contrast]) -> list[Run]:
 
 
 def _watch(run: Run, bench: Bench) -> dict[str, Any]:
+    law = LiftOff()
+    lift_off = {"repair": law.healthy, "warmup": law.delta, "free": law.delta}
     wanted = (
         ("effective", "learning rate in force", True, None),
         ("scale", "factor on the user's rate", True, None),
         ("near_zero", "near-zero share of the outputs", False, None),
-        ("displacement", "displacement |ln(z / z untrained)|", False, 0.1),
+        (
+            "displacement",
+            "displacement |ln(z / z untrained)|",
+            False,
+            lift_off.get(run.arm.rpartition("/")[2]),
+        ),
     )
     charts: list[Chart] = [c for w in wanted if (c := stage_lines(run, bench.optimizer, *w))]
     return {
