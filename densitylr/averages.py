@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from densitylr.density import BINS, ESTIMATORS, TABLE, summarise
-from densitylr.probe import DORMANT, PEAK, SUMS, VARIETY, Probe
+from densitylr.probe import DORMANT, PEAK, SUMS, UNKEPT, VARIETY, Probe
 from densitylr.records import StageReading
 from densitylr.stages import Stage
 from densitylr.taps import Tap
@@ -19,6 +19,7 @@ __all__ = ["combine", "tabulate"]
 _SHARES = ("near_zero", "near_zero_absolute", "near_zero_present", "exactly_zero")
 _MEANS = ("mean", "std", "rms", "rms0", "dormant", "variety", "peak")
 _NUMBERS = (*_SHARES, *_MEANS, "untrained", "displacement")
+_PEAK = _NUMBERS.index("peak")
 
 
 def tabulate(
@@ -35,9 +36,10 @@ def tabulate(
 
     Returns:
         float64 ``[taps, len(TABLE) + BINS]``: `densitylr.density.TABLE` and the histogram; zeros
-        where a tap was not read.
+        and no peak where a tap was not read.
     """
     table = np.zeros((len(taps), len(TABLE) + BINS))
+    table[:, TABLE.index("peak")] = UNKEPT
     for device, rows in host.items():
         probe = probes[device]
         sizes = np.array(probe.sizes)
@@ -80,8 +82,11 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
     count0, near0 = column["reference_count"], column["reference_near_zero"]
     live = (count > 0) & (count0 > 0)
     n, n0 = np.maximum(count, 1), np.maximum(count0, 1)
-    # Half a count more keeps the logarithm finite and equal counts at exactly zero.
-    displacement = np.abs(np.log((near + 0.5) / (n + 1)) - np.log((near0 + 0.5) / (n0 + 1)))
+    # Half a count more keeps the logarithm finite and equal shares at exactly zero: half a count
+    # of the smaller sample, or no outputs near zero would be fewer of more outputs.
+    m = np.minimum(n, n0)
+    log = [np.log((k * (m / size) + 0.5) / (m + 1)) for k, size in ((near, n), (near0, n0))]
+    displacement = np.abs(log[0] - log[1])
     shares = [column[name] / n for name in _SHARES]
     means = np.stack([*shares, *(column[name] for name in _MEANS), near0 / n0, displacement], 1)
     nonfinite, estimator = column["nonfinite"], column["estimator"].astype(int)
@@ -89,6 +94,8 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
     # The rows of a stage follow one another.
     first = np.cumsum([0, *(len(stage.taps) for stage in stages.values())])
     begin = first[:-1]
+    kept = column["peak"] != UNKEPT  # NaN is kept
+    means[~kept, _PEAK] = 0
     sums = np.add.reduceat(np.where(live[:, None], means, 0), begin)
     alive = np.add.reduceat(live.astype(int), begin)
     counts = np.add.reduceat(np.where(live, count, 0), begin).astype(int).tolist()
@@ -96,8 +103,10 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
     histograms = np.add.reduceat(histogram, begin)
     best = np.maximum.reduceat(np.where(live, estimator, 0), begin).tolist()
     worst = np.minimum.reduceat(np.where(live, estimator, len(ESTIMATORS)), begin).tolist()
+    read = np.repeat(alive[:, None], means.shape[1], axis=1)
+    read[:, _PEAK] = np.add.reduceat(live & kept, begin)
     found = np.full_like(sums, np.nan)
-    np.divide(sums, alive[:, None], out=found, where=alive[:, None] > 0)
+    np.divide(sums, read, out=found, where=read > 0)
     readings = {}
     for i, (name, numbers) in enumerate(zip(stages, found.tolist(), strict=True)):
         told = ESTIMATORS[best[i]] if best[i] == worst[i] else "mixed"

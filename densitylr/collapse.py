@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from densitylr.diagnosis import COLLAPSED
+from densitylr.outbursts import COLLAPSED
 from densitylr.records import Reading, StageReading
 
 __all__ = ["Evidence", "Watch", "evidence"]

@@ -144,7 +144,9 @@ class DensityLR(Stepping):
         rates = StageRates(optimizer, self.stages)
         kept = self._kept_back(*rates.now()) if pretrained is None else ""
         twins = {*free, *untrainable(self.stages)}  # what is frozen may thaw
-        monitor = DensityMonitor(model, stages, every=None, twins=twins, watching=recover)
+        monitor = DensityMonitor(
+            model, stages, every=None, twins=twins, watching=recover, guard=True
+        )
         monitor.ranks = self._ranks
         self._cadence = Cadence(every, steady=recover)
         self._recovery = Recovery(model, optimizer) if recover else None

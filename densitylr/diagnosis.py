@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from densitylr.history import History
-from densitylr.motion import has_moved, levels, lost_hold, ran_away
+from densitylr.motion import has_moved, levels
+from densitylr.outbursts import bad_batch, broken, collapsed, hot, nonfinite
 from densitylr.records import Decision, Diagnosis
 
 __all__ = ["diagnose"]
-
-COLLAPSED = 0.6
-"""Near-zero share, against a stage's own present RMS, above which it has collapsed."""
-
-CURE = "a lower rate does not bring it back: go back to a checkpoint before it, with a lower rate"
 
 STILL_STEPS = 35
 """Steps after which a stage that has not moved is not merely slow: the last probe before 40."""
@@ -41,12 +36,15 @@ def diagnose(
     ``starved``: in ``repair``, the stage stayed untrained while others had a larger rate, and
     its rate was raised more than eightfold; or no stage at all has moved, for which ``repair``
     has no remedy.
-    ``hot``: within the first steps its outputs ran away from their untrained scale.
+    ``hot``: within the first steps its outputs ran away from their untrained scale, unless that
+    was a bad one.
     ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
     three probes, and at least twice as many as at the first; or, in the midst of training, the
     outputs grew more than 4.5-fold from one probe to the next, and stayed. A stage that is hot
     is not called collapsed, too.
     ``non-finite``: NaN or infinite activations were seen.
+    ``bad batch``, of the first stage: in the midst of training its outputs were more than ten
+    times as large as usual in a single forward, or not finite.
 
     Where ``recover`` saw a collapse, that stage is ``collapsed`` on its evidence, with what was
     done about it, instead of hot or collapsed by these rules; and they leave out the readings
@@ -64,19 +62,20 @@ def diagnose(
     history = _without_collapses(history)
     if not history.readings:
         return [d for d in recovered.values() if d is not None]
-    all_still = _all_still(history)
+    gains, all_still = gains or {}, _all_still(history)
     for stage in history.stages:
         own = [
             _frozen(history, stage, stage in frozen),
-            _bad_gain(history, stage, gains[stage]) if gains and stage in gains else None,
+            _bad_gain(history, stage, gains[stage]) if stage in gains else None,
             _dead(history, stage),
             _starved(history, stage, observe_only) if mode == "repair" else None,
             _still(history, stage, mode) if all_still else None,
             recovered[stage]
-            or _hot(history, stage, mode)
-            or _collapsed(history, stage)
-            or _broken(history, stage),
-            _nonfinite(history, stage),
+            or (None if stage in gains else hot(history, stage, mode))
+            or collapsed(history, stage)
+            or broken(history, stage),
+            nonfinite(history, stage),
+            bad_batch(history, stage) if stage == history.stages[0] else None,
         ]
         found += [d for d in own if d is not None]
     return found
@@ -212,71 +211,4 @@ def _still(history: History, stage: str, mode: str) -> Diagnosis | None:
         f"no stage has moved by more than its batches differ in {span} steps; the "
         f"RMS of this one varied by {moved:.1%} at rate {rate:.1e}",
         remedy,
-    )
-
-
-def _hot(history: History, stage: str, mode: str) -> Diagnosis | None:
-    start = ran_away(history, stage)
-    if start is None:
-        return None
-    rate = history.series(stage, "rate")[0]
-    if not rate > 0:
-        return None
-    size = math.exp(min(700.0, levels(history, stage)[start]))
-    remedy = "lower the rate"
-    if mode == "repair":
-        remedy = "repair never lowers a rate: lower it, or use mode='warmup'"
-    return Diagnosis(
-        stage,
-        "hot",
-        int(history.steps[start]),
-        f"its outputs are {size:.3g} times their untrained size after {history.steps[start]} "
-        f"steps at rate {rate:.1e}",
-        remedy,
-    )
-
-
-def _broken(history: History, stage: str) -> Diagnosis | None:
-    start = lost_hold(history, stage)
-    if start is None:
-        return None
-    level = levels(history, stage)
-    times = math.exp(min(700.0, level[start] - level[start - 1]))
-    return Diagnosis(
-        stage,
-        "collapsed",
-        int(history.steps[start]),
-        f"its outputs grew {times:.3g} times from step {history.steps[start - 1]} to step "
-        f"{history.steps[start]}, and stayed there",
-        CURE,
-    )
-
-
-def _collapsed(history: History, stage: str) -> Diagnosis | None:
-    share = history.series(stage, "near_zero_present")
-    ill = (share > COLLAPSED) & (share > 2 * share[0])
-    if len(ill) < 3 or not ill[-3:].all():
-        return None
-    start = int(np.flatnonzero(~ill)[-1]) + 1  # the first reading is never ill
-    return Diagnosis(
-        stage,
-        "collapsed",
-        int(history.steps[start]),
-        f"{share[-1]:.0%} of its outputs are below a tenth of their own RMS, {share[0]:.0%} at "
-        "first",
-        CURE,
-    )
-
-
-def _nonfinite(history: History, stage: str) -> Diagnosis | None:
-    bad = history.series(stage, "nonfinite")
-    if not bad.any():
-        return None
-    first = int(np.flatnonzero(bad)[0])
-    return Diagnosis(
-        stage,
-        "non-finite",
-        int(history.steps[first]),
-        f"{int(bad[first])} NaN or infinite activations at one probe",
-        "a lower rate or gradient clipping, from a checkpoint before it",
     )

@@ -45,7 +45,7 @@ def combine(rows: np.ndarray) -> np.ndarray:
 
     Args:
         rows: float64 ``[ranks, taps, statistics]``: `densitylr.density.TABLE` and the histogram;
-            zeros where a rank has not read a tap.
+            zeros, and no peak, where a rank has not read a tap.
 
     Returns:
         ``[taps, statistics]``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from densitylr.averages import combine, tabulate
 from densitylr.cadence import check_every
 from densitylr.distributed import Ranks, is_sharded
 from densitylr.history import History
-from densitylr.opaque import Opaque, below, call
-from densitylr.probe import Probe
+from densitylr.hooks import RootHook, TapHook
+from densitylr.probe import PEAK, Probe
 from densitylr.records import Reading
 from densitylr.sampling import tap_budget
 from densitylr.stages import Stage, find_stages, unwrap
@@ -23,71 +22,6 @@ from densitylr.taps import Tap
 from densitylr.twin import first_tensor
 
 __all__ = ["DensityMonitor"]
-
-
-class _TapHook:
-    """A forward hook that does not keep the monitor alive, and is inert in a copied model."""
-
-    def __init__(self, monitor: DensityMonitor, tap: str) -> None:
-        self.monitor = weakref.ref(monitor)
-        self.tap = tap
-        self.opaque = Opaque(self, monitor._order)
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        if torch.compiler.is_compiling():
-            call(self.opaque, args, kwargs, first_tensor(output))
-        else:
-            self.run(args, kwargs, output)
-
-    def idle(self) -> bool:
-        monitor = self.monitor()
-        return monitor is None or not (monitor.armed or monitor.watching)
-
-    def run(self, args: Any, kwargs: Any, output: Any) -> None:
-        monitor = self.monitor()
-        if monitor is not None and not self.idle():
-            below(monitor._read, self.tap, args, kwargs, output)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inert_hook, ()
-
-
-class _RootHook:
-    """Counts training forwards of the whole model, for a monitor that drives itself."""
-
-    def __init__(self, monitor: DensityMonitor, after: bool) -> None:
-        self.monitor = weakref.ref(monitor)
-        self.after = after
-        self.opaque = Opaque(self, monitor._order)
-
-    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        if torch.compiler.is_compiling():
-            call(self.opaque, (), {}, None)
-        else:
-            self.run((), {}, None)
-
-    def idle(self) -> bool:
-        return False
-
-    def run(self, args: Any, kwargs: Any, output: Any) -> None:
-        monitor = self.monitor()
-        if monitor is not None:
-            below(monitor._forward_ended if self.after else monitor._forward_began)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inert_hook, ()
-
-
-def _nothing(*args: Any) -> None:
-    """What a copied or unpickled hook does."""
-
-
-def _inert_hook() -> Any:
-    return _nothing
 
 
 class DensityMonitor:
@@ -109,6 +43,8 @@ class DensityMonitor:
         twins: stages whose untrained twins are kept, by name; all of them by default.
         watching: read `StageReading.variety` at each probe and `StageReading.peak`, for which
             the RMS of each tap, of at most 1,024 outputs, is taken at every training forward.
+        guard: read `StageReading.peak` of the first stage, for which the RMS of its first tap is
+            taken at every training forward: there a batch shows that is out of line.
         exact: read every output instead of a sample of at most 131,072 a probe (and 65,536 of a
             tap whose twin answers). It takes memory for as many outputs as the largest tap
             has, times the number of taps: for small models, to see what sampling does.
@@ -136,6 +72,7 @@ class DensityMonitor:
         *,
         twins: Collection[str] | None = None,
         watching: bool = False,
+        guard: bool = False,
         exact: bool = False,
     ) -> None:
         if every is not None:
@@ -147,9 +84,11 @@ class DensityMonitor:
         self.armed = False
         self.closed = False
         self.watching = watching
+        self.watched: frozenset[str] = frozenset()
         self._order = torch.zeros(1)
         self.ranks: Ranks | None = None  # set by whoever sees to it that all of them collect
         self._warned: set[str] = set()
+        self._loaded: dict[str, float] = {}  # peaks of a checkpoint, until a forward of the tap
         self._probes: dict[torch.device, Probe] = {}
         self._taps: dict[str, Tap] = {}
         taps = sum(len(stage.taps) for stage in self.stages.values())
@@ -158,10 +97,12 @@ class DensityMonitor:
             for name, layer in stage.taps.items():
                 twin = twins is None or stage.name in twins
                 self._taps[name] = Tap(name, layer, len(self._taps), twin=twin, budget=self._budget)
+        if watching or guard:
+            self.watched = frozenset(self._taps if watching else list(self._taps)[:1])
         self._handles = [
             # Before fully_shard's own hook takes the weights away again.
             layer.register_forward_hook(
-                _TapHook(self, name),
+                TapHook(self, name),
                 with_kwargs=True,
                 prepend=any(is_sharded(p) for p in layer.parameters()),
             )
@@ -170,8 +111,8 @@ class DensityMonitor:
         ]
         if every is not None:
             root = unwrap(model)
-            self._handles.append(root.register_forward_pre_hook(_RootHook(self, after=False)))
-            self._handles.append(root.register_forward_hook(_RootHook(self, after=True)))
+            self._handles.append(root.register_forward_pre_hook(RootHook(self, after=False)))
+            self._handles.append(root.register_forward_hook(RootHook(self, after=True)))
 
     def __enter__(self) -> DensityMonitor:
         return self
@@ -191,7 +132,7 @@ class DensityMonitor:
         self._probes.clear()
         for tap in self._taps.values():
             tap.let_twin_go()
-        self.armed, self.watching, self.closed = False, False, True
+        self.armed, self.watched, self.closed = False, frozenset(), True
 
     def arm(self) -> None:
         """Read each tap at its next training forward.
@@ -236,12 +177,16 @@ class DensityMonitor:
 
     def forget_peaks(self) -> None:
         """The next `StageReading.peak` is over the forwards from here on."""
+        self._loaded.clear()
         for probe in self._probes.values():
             probe.forget_peaks()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the taps are compared with: weights of live twins and reference counts."""
-        return {name: tap.state_dict() for name, tap in self._taps.items()}
+        """What the taps are compared with: weights of live twins and reference counts; and the
+        peaks since the last probe.
+        """
+        peaks = self._peaks_so_far()
+        return {n: tap.state_dict() | {"peak": peaks.get(n, 0.0)} for n, tap in self._taps.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Compare with what another monitor of such a model did; history and cadence stay."""
@@ -251,6 +196,7 @@ class DensityMonitor:
         for tap in self._taps.values():
             tap.device = None  # what was read of a probe is thrown away
         self._probes.clear()  # which know the untrained RMS and the twins of before
+        self._loaded = {name: peak for name in state if (peak := state[name].get("peak"))}
 
     def let_twin_go(self, stage: str) -> None:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
@@ -261,11 +207,18 @@ class DensityMonitor:
         if alive and not (self.armed or self.watching):
             self._probes.clear()  # in which nothing is kept now but room for its answers
 
+    def _peaks_so_far(self) -> dict[str, float]:
+        """The largest RMS since the last probe, of each watched tap that was called."""
+        rows = [probe.rows[:, PEAK].tolist() for probe in self._probes.values()]
+        found = {n: [column[self._taps[n].row] for column in rows] for n in self.watched}
+        return {name: max(peaks) for name, peaks in found.items() if peaks} | self._loaded
+
     def _read(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         tap = self._taps[name]
         a = first_tensor(output)
         probe = self.armed and tap.device is None
-        if not (probe or self.watching) or a is None or not a.numel():
+        watched = name in self.watched
+        if not (probe or watched) or a is None or not a.numel():
             return
         with torch.no_grad():
             if a.device not in self._probes:
@@ -276,13 +229,17 @@ class DensityMonitor:
                     twins,
                     self._budget or 0,
                     a.device,
-                    watching=self.watching,
+                    watched=[self._taps[name].row for name in self.watched],
                 )
             here = self._probes[a.device]
             if probe:
                 tap.read(args, kwargs, a.detach(), here)
-            if self.watching:
-                tap.watch(a.detach(), here.rows[tap.row], probe)
+            if watched:
+                if name in self._loaded:
+                    here.rows[tap.row, PEAK] = self._loaded.pop(name)
+                tap.keep_peak(a.detach(), here.rows[tap.row])
+            if probe and self.watching:
+                tap.read_variety(a.detach(), here.rows[tap.row])
         if probe:
             tap.device = a.device
 

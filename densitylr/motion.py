@@ -13,16 +13,19 @@ import numpy as np
 from densitylr.cadence import PATIENCE
 from densitylr.history import History
 
-__all__ = ["EARLY", "has_moved", "levels", "lost_hold", "ran_away"]
+__all__ = ["EARLY", "has_moved", "levels", "lost_hold", "ran_away", "strayed"]
 
 CERTAIN = 3.2
 """Standard errors of a drift that is no chance; most among all stages that stood still: 2.3."""
 
-SLIGHT, LARGE = 0.005, 0.1
+SLIGHT, LARGE = 0.02, 0.1
 """Drift of the level that is no movement however sure, and one that is however noisy."""
 
-PAIRED = 0.02
-"""Displacement from a twin that is movement."""
+PAIRED, OUTPUTS = 0.02, 3.0
+"""Displacement from a twin that is movement, if it is by as many near-zero outputs …"""
+
+PAIRED_TWICE = 0.2
+"""… or, in a stage that has hardly any, as large as this at two readings."""
 
 START = 12
 """Steps within which a rate that is too high shows in the level itself."""
@@ -31,7 +34,8 @@ EARLY = 25
 """Steps up to which a sudden growth is put down to the rate the training began with."""
 
 AWAY = math.log(40)
-"""Level within `START` steps of a stage that is hot; healthy heads reach 20 times."""
+"""Level of a stage that is hot, within `EARLY` steps, and within `START` of a head: healthy heads
+reach 20 times, others 26."""
 
 AWAY_ALONE, OUTSTANDING = math.log(14), 5.0
 """The same for a stage whose rate is so many times the median rate of all stages."""
@@ -54,6 +58,12 @@ NEAR_SHARE = 1 / PATIENCE
 SETTLED = 20
 """Steps after which a bounded output that is at its bounds will stay there."""
 
+STRAY = 10.0
+"""RMS of a forward, over the largest shortly before and after it, that only its batch explains."""
+
+RATE_JUMP = 2.0
+"""Growth of a rate that may explain it, too."""
+
 BOUND_LEVEL, BOUND_SHARE, BOUND_REST = 1.1, 0.3, 0.1
 """Level and near-zero share above which, and change below which, an output is at its bounds."""
 
@@ -69,13 +79,14 @@ def has_moved(history: History, stage: str) -> bool:
     """Whether the outputs of a stage drifted by more than batches differ; False if unread.
 
     A straight line is fitted to the level, to the mean and to the logarithm of the near-zero
-    density. Where there is a twin, no batch is in the way: two displacements suffice, or one
-    by more than a single output.
+    density. Where there is a twin, no batch is in the way, and a displacement by more than a few
+    outputs suffices.
     """
     twin = np.array([r.stages[stage].estimator == "twin" for r in history.readings])
     moved = history.series(stage, "displacement")[twin]
     near_zero = (history.series(stage, "untrained") * history.series(stage, "count"))[twin]
-    if (moved > PAIRED).sum() >= 2 or ((moved > PAIRED) & (moved * near_zero > 1.5)).any():
+    by_outputs = (moved > PAIRED) & (moved * near_zero > OUTPUTS)
+    if by_outputs.any() or (moved > PAIRED_TWICE).sum() >= 2:
         return True
     steps = history.steps.astype(float)
     count = history.series(stage, "count")
@@ -129,7 +140,8 @@ def ran_away(history: History, stage: str) -> int | None:
     share = history.series(stage, "near_zero_present")
     times = _times_median(history, stage)
     bound = AWAY if times < OUTSTANDING else AWAY_ALONE if times < FAR_OUT else MOVED_ALONE
-    away = np.flatnonzero((level > bound) & (steps <= steps[0] + START))
+    until = START if stage == history.stages[-1] or bound < AWAY else EARLY
+    away = np.flatnonzero((level > bound) & (steps <= steps[0] + until))
     if len(away) >= 2:
         return int(away[0])
     rest = np.abs(np.diff(level, prepend=np.nan)) < BOUND_REST
@@ -156,5 +168,25 @@ def _jump(steps: np.ndarray, level: np.ndarray, size: float, first: int, last: f
         if not np.isfinite(before).any():
             continue
         if min(level[i], level[i + 1]) - np.nanmax(before) > size:
+            return i
+    return None
+
+
+def strayed(history: History, stage: str) -> int | None:
+    """Index of the first reading up to which one forward was out of line, or None.
+
+    Its RMS was ten times that of all others since the three readings before and up to the one
+    after, or not finite, while what was read at the probes was. Growth that stays is not meant,
+    nor what comes with a sudden rise of the rate.
+    """
+    steps, peak = history.steps, history.series(stage, "peak")
+    rms, rate = history.series(stage, "rms"), history.series(stage, "rate")
+    for i in range(3, len(peak) - 1):
+        around = np.r_[peak[i - 3 : i], peak[i + 1]]
+        if steps[i] < steps[0] + SETTLED or not np.isfinite([*around, rms[i]]).all():
+            continue
+        if rate[i - 1 : i + 2].max() > RATE_JUMP * rate[i - 3 : i].max():
+            continue
+        if not peak[i] <= STRAY * around.max():
             return i
     return None

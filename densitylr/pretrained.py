@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from densitylr.distributed import whole
-from densitylr.draws import draw_trace, is_constant, is_orthogonal, structure_trace
+from densitylr.draws import draw_trace, is_constant
+from densitylr.spreads import FIXED, fans, gain_trace, is_draw, weight_trace
 from densitylr.stages import Stage, unwrap
 
 __all__ = ["WeightCheck", "check_untrained", "pretrained_stages"]
@@ -39,22 +40,6 @@ class WeightCheck:
     untrained: bool
     reason: str
     bad_gain: bool = False
-
-
-# Spread = gain / sqrt(fan). sqrt(1/3) is torch's default, U(±1/sqrt(fan-in)).
-_GAINS = {
-    "kaiming": math.sqrt(2),
-    "unit gain": 1.0,  # LeCun over fan-in, Xavier over the average of the fans
-    "torch default": math.sqrt(1 / 3),
-    "tanh gain": 5 / 3,
-    "selu gain": 0.75,
-}
-_FIXED = {f"{std:g}": std for std in (1.0, 0.1, 0.05, 0.02, 0.01, 0.001)}
-# GPT-2 draws the last layer of each of its L residual blocks from N(0, 0.02 / sqrt(2 L)).
-_RESIDUAL = {f"0.02/sqrt(2·{k})": 0.02 / math.sqrt(2 * k) for k in (*range(1, 25), 32, 36, 40, 48)}
-
-_TOO_LARGE, _TOO_SMALL = 4.0, 1 / 16
-"""Times the nearest customary spread; SIREN, the smallest in use, is 1/12 of torch's default."""
 
 
 @torch.no_grad()
@@ -84,9 +69,11 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
     does a stage whose batch norm saw one forward pass in training mode.
 
     *Bad gain.* A weight that passes every test but that of the spread, and whose spread is more
-    than 4 times the largest or less than 1/16 of the smallest that its fans give, was not
-    trained but badly initialised: `WeightCheck.bad_gain`, if nothing else in the stage reads
-    trained. A spread of 0.001, which is customary, is never called bad.
+    than 4 times the largest or less than 1/16 of the smallest that its fans give (1.5 times for
+    an embedding, which goes by no fan), was not trained but badly initialised:
+    `WeightCheck.bad_gain`, if nothing else in the stage reads trained; tokens and position
+    embeddings beside it may be draws of any spread. A spread of 0.001, which is customary, is
+    never called bad.
 
     The global random state is neither read nor changed. At most 2**20 elements of a tensor,
     evenly spaced, are read for moments and spectrum, all of them for the limits.
@@ -114,7 +101,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
     parameter: Tensor
     for tap, layer in stage.taps.items():
         weights = [p for p in layer.parameters() if p.ndim >= 2 and p.numel()]
-        fans = {k: v for w in weights for k, v in _fans(layer, w.shape).items()}
+        connections = {k: v for w in weights for k, v in fans(layer, w.shape).items()}
         for local, parameter in layer.named_parameters():
             if id(parameter) in seen or not parameter.numel():
                 continue
@@ -127,12 +114,12 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
                 continue
             if parameter.ndim >= 2:
                 weight = _without_clamped(_without_padding(layer, parameter))
-                trace = _weight_trace(weight, layer, parameter.shape)
-                gain = _gain_trace(weight, layer, parameter.shape) if trace else ""
+                trace = weight_trace(weight, layer, parameter.shape)
+                gain = gain_trace(weight, layer, parameter.shape) if trace else ""
                 if gain:
                     bad_gain, trace = bad_gain or f"{tap}.{local}: {gain}", ""
             else:
-                trace = _bias_trace(parameter, layer, fans)
+                trace = _bias_trace(parameter, layer, connections)
             if trace:
                 return WeightCheck(False, f"{tap}.{local}: {trace}")
             checked += 1
@@ -140,8 +127,10 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
         # A frozen parameter outside a weight layer is a table that was computed, not drawn.
         if id(parameter) in seen or not parameter.numel() or not parameter.requires_grad:
             continue
-        trace = _other_trace(whole(parameter))
-        if trace:
+        parameter = whole(parameter)
+        trace = _other_trace(parameter)
+        # Beside a weight of a bad gain it may have been scaled with it.
+        if trace and not (bad_gain and is_draw(parameter)):
             return WeightCheck(False, f"{name}: {trace}")
         checked += 1
     if bad_gain:
@@ -198,24 +187,6 @@ def _batch_norm_trace(module: nn.Module) -> str:
     return ""
 
 
-def _fans(layer: nn.Module, shape: torch.Size) -> dict[str, float]:
-    """The numbers of connections that a formula may divide by, by name."""
-    field = math.prod(shape[2:])
-    fan_out, fan_in = shape[0] * field, shape[1] * field
-    fans = {"fan-in": float(fan_in), "fan-out": float(fan_out)}
-    fans["fan-average"] = (fan_in + fan_out) / 2
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1:
-        per_group = fan_out / layer.groups
-        fans["fan-out of a group"] = per_group
-        fans["fan-average of a group"] = (fan_in + per_group) / 2
-    if isinstance(layer, nn.RNNBase):
-        fans["hidden size"] = float(layer.hidden_size)
-        fans["average of hidden size and fan-in"] = (layer.hidden_size + fan_in) / 2
-    if isinstance(layer, nn.Bilinear):
-        fans["in1_features"] = float(shape[1])
-    return fans
-
-
 def _without_padding(layer: nn.Module, weight: Tensor) -> Tensor:
     """An embedding's table but for the row of zeros that stands for padding."""
     row = getattr(layer, "padding_idx", None)
@@ -235,59 +206,14 @@ def _without_clamped(weight: Tensor) -> Tensor:
     return weight.masked_fill(clamped, 0) if bool(clamped.any()) else weight
 
 
-def _weight_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
-    """What says that a weight layer's weight was trained; empty if nothing does."""
-    if is_constant(weight) or is_orthogonal(weight):
-        return ""
-    # Residual spreads belong to linear layers; a small convolution could be anything.
-    residual = {} if isinstance(layer, nn.modules.conv._ConvNd) else _RESIDUAL
-    trace, shapes = draw_trace(weight, _fan_spreads(layer, shape), {**_FIXED, **residual})
-    return trace or structure_trace(weight, shapes)
-
-
-def _fan_spreads(layer: nn.Module, shape: torch.Size) -> dict[str, float]:
-    """The spreads that follow from a layer's shape, by formula."""
-    return {
-        f"{gain}, {fan} {size:g}": value / math.sqrt(size)
-        for gain, value in _GAINS.items()
-        for fan, size in _fans(layer, shape).items()
-    }
-
-
-def _gain_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
-    """What says that a weight with a trace is an initialisation of a far too large or small spread.
-
-    Rescaled to the nearest customary spread it would have none.
-    """
-    spreads = _fan_spreads(layer, shape)
-    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-        spreads["torch default"] = 1.0
-    rms = float(weight.double().square().mean().sqrt())
-    largest = float(weight.abs().max())
-    if weight.numel() < 2 or not math.isfinite(rms) or rms == 0:
-        return ""
-    name, spread = min(spreads.items(), key=lambda item: abs(math.log(rms / item[1])))
-    ratio = rms / spread
-    if _TOO_SMALL <= ratio <= _TOO_LARGE:
-        return ""
-    # By the RMS, or by the limit of a uniform draw, which its RMS gives less sharply.
-    for factor in (spread / rms, math.sqrt(3) * spread / largest):
-        if not _weight_trace(weight.double() * factor, layer, shape):
-            return (
-                f"its spread {rms:.3g} is {ratio:.3g} times that of the nearest usual "
-                f"initialisation ({name}: {spread:.3g})"
-            )
-    return ""
-
-
-def _bias_trace(bias: Tensor, layer: nn.Module, fans: Mapping[str, float]) -> str:
+def _bias_trace(bias: Tensor, layer: nn.Module, connections: Mapping[str, float]) -> str:
     """The same for a bias; a recurrent layer's gates may start from different constants."""
     gates = {"LSTM": 4, "GRU": 3}.get(getattr(layer, "mode", ""), 1)
-    spreads = {f"torch default, {k} {v:g}": math.sqrt(1 / 3 / v) for k, v in fans.items()}
+    spreads = {f"torch default, {k} {v:g}": math.sqrt(1 / 3 / v) for k, v in connections.items()}
     for part in bias.chunk(gates):
         if is_constant(part) or float(part.abs().max()) <= _TINY:
             continue
-        trace, _ = draw_trace(part, spreads, _FIXED)
+        trace, _ = draw_trace(part, spreads, FIXED)
         if trace:
             return trace
     return ""
@@ -297,7 +223,5 @@ def _other_trace(parameter: Tensor) -> str:
     """The same for a parameter outside the weight layers."""
     if is_constant(parameter) or float(parameter.abs().max()) <= _TINY:
         return ""
-    trace, _ = draw_trace(
-        parameter, {"1/sqrt(last dimension)": parameter.shape[-1] ** -0.5}, _FIXED
-    )
+    trace, _ = draw_trace(parameter, {"1/sqrt(last dimension)": parameter.shape[-1] ** -0.5}, FIXED)
     return trace and f"not constant, and not a draw: {trace}"

@@ -21,11 +21,14 @@ from densitylr.density import (
     row_dtype,
 )
 
-__all__ = ["DORMANT", "PEAK", "SUMS", "VARIETY", "Probe"]
+__all__ = ["DORMANT", "PEAK", "SUMS", "UNKEPT", "VARIETY", "Probe"]
 
 SUMS = len(COLUMNS) + BINS - 1
 DORMANT, VARIETY, PEAK = SUMS, SUMS + 1, SUMS + 2
 """A row: what `measure` gives, dormant share, variety, peak."""
+
+UNKEPT = -1.0
+"""The peak of a tap of which none is kept; NaN is that of one that was not finite."""
 
 THINNED = 8
 """One in so many elements of a sample tells of its channel."""
@@ -43,7 +46,7 @@ class Probe:
         twins: the taps that have a twin.
         budget: samples up to this size are measured together.
         device: where they are.
-        watching: whether peaks are kept.
+        watched: the taps whose peaks are kept.
     """
 
     def __init__(
@@ -53,16 +56,17 @@ class Probe:
         budget: int,
         device: torch.device,
         *,
-        watching: bool = False,
+        watched: Sequence[int] = (),
     ) -> None:
         self.taps = taps = len(rms0)
         self.budget = budget
-        self.watching = watching
+        self.watched = list(watched)
         self.twin_row = {tap: taps + i for i, tap in enumerate(twins)}
         count = taps + len(twins)
         self.sizes = [0] * count
         self.rows = torch.zeros(count, PEAK + 1, dtype=row_dtype(device), device=device)
-        self.rows[:, DORMANT:] = torch.nan
+        self.rows[:, DORMANT:PEAK] = torch.nan
+        self.rows[:, PEAK] = UNKEPT
         self.forget_peaks()
         known = [math.nan if value is None else value for value in rms0]
         real: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the default is
@@ -138,8 +142,8 @@ class Probe:
 
     def forget_peaks(self) -> None:
         """The peaks start anew."""
-        if self.watching:
-            self.rows[:, PEAK] = 0
+        if self.watched:
+            self.rows[self.watched, PEAK] = 0
 
     def _keep(self, row: int, sample: Tensor) -> None:
         """Copy a sample."""

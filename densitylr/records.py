@@ -104,7 +104,7 @@ class Diagnosis:
     Attributes:
         stage: the stage's name.
         kind: ``"starved"``, ``"hot"``, ``"dead"``, ``"bad gain"``, ``"collapsed"``,
-            ``"non-finite"`` or ``"frozen"``.
+            ``"non-finite"``, ``"bad batch"`` or ``"frozen"``.
         since_step: the optimizer step of the first evidence.
         evidence: the numbers it rests on.
         action: what was done, or what to do.
@@ -117,7 +117,8 @@ class Diagnosis:
     action: str
 
     def __str__(self) -> str:
+        has = "has a" if self.kind.startswith("bad") else "is"
         return (
-            f"{self.stage} is {self.kind} since step {self.since_step}: "
+            f"{self.stage} {has} {self.kind} since step {self.since_step}: "
             f"{self.evidence}; {self.action}"
         )

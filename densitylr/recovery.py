@@ -56,8 +56,8 @@ class Recovery:
 
     A checkpoint holds no snapshot, as it is one: where its last reading was healthy, its state is
     what a resumed run goes back to, until a probe has taken another. So the model's weights are to
-    be loaded before the first step. It holds the last healthy readings, too, but not the peaks
-    since the last of them.
+    be loaded before the first step. It holds the last healthy readings, too, and the peaks since
+    the last of them.
 
     Attributes:
         cap: largest effective rate of each stage; empty before the first recovery.

@@ -47,13 +47,15 @@ class Tap:
         layout = (a.shape, a.stride(), sample.shape)
         probe.put(self.row, sample, answer, layout, lambda sample: self.sampler.channels(a, sample))
 
-    def watch(self, a: Tensor, row: Tensor, probe: bool) -> None:
-        """Keep the peak in ``row``; at a probe, the variety over the examples, too."""
+    def keep_peak(self, a: Tensor, row: Tensor) -> None:
+        """The largest RMS since the last probe, in ``row``."""
         peak = row[PEAK]
         torch.maximum(peak, loudness(self._peaks.spread(a)).to(peak.dtype), out=peak)
-        if probe:
-            sample = self.sampler.block(a)
-            row[VARIETY] = variety(sample, min(self.sampler.examples, sample.ndim - 1))
+
+    def read_variety(self, a: Tensor, row: Tensor) -> None:
+        """How much depends on the example, in ``row``."""
+        sample = self.sampler.block(a)
+        row[VARIETY] = variety(sample, min(self.sampler.examples, sample.ndim - 1))
 
     def let_twin_go(self) -> None:
         if self.twin is not None:

@@ -20,7 +20,8 @@ import torchvision
 from torch import Tensor, nn
 
 from densitylr import DensityLR, find_stages
-from densitylr.monitor import DensityMonitor, _TapHook
+from densitylr.hooks import TapHook
+from densitylr.monitor import DensityMonitor
 from densitylr.sampling import Sampler, tap_budget
 from experiments.arms import build_model, build_optimizer, profile_rates
 from experiments.config import ModelConfig, OptimizerConfig, ProfileConfig
@@ -270,7 +271,7 @@ def idle_call(calls: int = 2000, rounds: int = 9) -> list[float]:
     """Milliseconds that a call of a layer takes longer for a tap's hook with nothing to do."""
     with DensityMonitor(nn.Sequential(nn.Linear(2, 2)), every=None) as monitor:
         plain, hooked, x = nn.Identity(), nn.Identity(), torch.zeros(1)
-        hooked.register_forward_hook(_TapHook(monitor, "0"), with_kwargs=True)
+        hooked.register_forward_hook(TapHook(monitor, "0"), with_kwargs=True)
         seconds: dict[nn.Module, list[float]] = {plain: [], hooked: []}
         for _ in range(rounds):
             for layer, own in seconds.items():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from readings import history_of, stage_reading
 from torch import nn
 
-from densitylr import Decision, DensityLR, Diagnosis, History, StageReading
+from densitylr import Decision, DensityLR, Diagnosis, History, Reading, StageReading
 from densitylr.diagnosis import STILL_STEPS, diagnose
 
 HEALTHY = [stage_reading(min(0.3, 0.05 * i)) for i in range(12)]
@@ -423,3 +423,88 @@ def test_a_bad_gain_is_named_with_its_ratio_and_left_alone(factor: float) -> Non
     assert bad.stage == "2"
     assert "times that of the nearest usual initialisation" in bad.evidence
     assert optimizer.scales["2"] == 1.0
+
+
+def peaks(values: list[float], **numbers: float) -> list[StageReading]:
+    return [stage_reading(0.3, peak=value, **numbers) for value in values]
+
+
+@pytest.mark.parametrize("size", [200.0, math.nan])
+def test_a_bad_batch_is_one_forward_out_of_line(size: float) -> None:
+    trace = peaks([1.0, 1.1, 1.2, 1.0, 1.3, 1.1, size, 1.2, 1.0])
+    (found,) = diagnose(history_of({"a": trace, "b": HEALTHY[:9]}, {"a": 0.1, "b": 0.1}))
+    assert (found.stage, found.kind, found.since_step) == ("a", "bad batch", 26)
+    assert f"{size:.3g} in a forward of steps 26 to 30, at most 1.3" in found.evidence
+
+
+def test_no_bad_batch() -> None:
+    usual = [1.0, 1.1, 1.2, 1.0, 1.3, 1.1]
+
+    def said(values: list[float], rates: list[float] | None = None) -> list[tuple[str, str]]:
+        history = History()
+        for i, seen in enumerate(peaks(values)):
+            own = 0.1 if rates is None else rates[i]
+            history.record(Reading(5 * i, {"a": seen}), {"a": own}, {"a": 1.0})
+        return kinds(diagnose(history))
+
+    assert said([*usual, 200.0, 1.2, 1.0]) == [("a", "bad batch")]
+    assert said([*usual, 200.0]) == []  # who knows whether it will stay
+    assert said([*usual, 200.0, 210.0, 190.0]) == []  # it stays
+    assert said([1.0, 1.1, 200.0, 1.2, 1.0, 1.1, 1.0, 1.0, 1.0]) == []  # in the first steps
+    assert said([*usual, 12.0, 1.2, 1.0]) == []  # less than ten times
+    rates = [*[0.1] * 6, 10.0, 0.1, 0.1]
+    assert said([*usual, 200.0, 1.2, 1.0], rates) == []  # the rate was
+    assert said([math.nan] * 9) == []  # nobody looked
+
+
+def test_only_the_first_stage_is_asked_for_a_bad_batch() -> None:
+    trace = peaks([1.0, 1.1, 1.2, 1.0, 1.3, 1.1, 200.0, 1.2, 1.0])
+    history = history_of({"a": trace, "b": trace}, {"a": 0.1, "b": 0.1})
+    assert kinds(diagnose(history)) == [("a", "bad batch")]
+
+
+@pytest.mark.parametrize("at", [30, 31, 34])
+@pytest.mark.parametrize("mode", ["repair", "free"])
+def test_a_poisoned_batch_is_seen_at_whatever_step(at: int, mode: str) -> None:
+    model = net()
+    wrapped = DensityLR(torch.optim.Adam(model.parameters(), 1e-3), model, mode=mode)
+    for i, (x, y) in enumerate(batches(60)):
+        one_step(model, wrapped, (x * 1000 if i == at else x, y))
+    (found,) = [d for d in wrapped.diagnose() if d.kind == "bad batch"]
+    assert found.stage == "0"
+    assert at - 5 < found.since_step <= at
+
+
+def test_training_without_a_bad_batch_has_none() -> None:
+    model = net()
+    wrapped = DensityLR(torch.optim.Adam(model.parameters(), 1e-2), model)
+    for batch in batches(200):
+        one_step(model, wrapped, batch)
+    assert wrapped.diagnose() == []
+
+
+def test_what_grew_from_a_bad_gain_is_not_hot() -> None:
+    grew = grown([1.0, 90.0, 300.0, *[500.0] * 9])
+    history = history_of({"a": grew, "b": HEALTHY}, {"a": 1.0, "b": 1.0})
+    assert kinds(diagnose(history)) == [("a", "hot")]
+    assert kinds(diagnose(history, gains={"a": "its spread"})) == [("a", "bad gain")]
+
+
+def test_a_head_may_grow_for_longer_than_a_stage_below_it() -> None:
+    late = grown([1.0, 5.0, 20.0, 30.0, 50.0, *[60.0] * 7])
+    assert kinds(diagnose(history_of({"a": late, "b": HEALTHY}, {"a": 1.0, "b": 1.0}))) == [
+        ("a", "hot")
+    ]
+    assert diagnose(history_of({"b": HEALTHY, "a": late}, {"a": 1.0, "b": 1.0})) == []
+
+
+@pytest.mark.parametrize(
+    ("displacement", "outputs", "moved"),
+    [(0.05, 20, False), (0.17, 12, False), (0.5, 12, True), (0.05, 200, True), (0.01, 2000, False)],
+)
+def test_a_few_outputs_that_cross_zero_are_no_movement(
+    displacement: float, outputs: int, moved: bool
+) -> None:
+    trace = [stage_reading(displacement, count=round(outputs / 0.08), near_zero=0.08)] * 12
+    found = diagnose(history_of({"a": trace}, {"a": 1e-6}))
+    assert kinds(found) == ([] if moved else [("a", "starved")])

@@ -516,3 +516,74 @@ def test_a_sparse_batch_is_read_as_a_dense_one(twins: tuple[str, ...]) -> None:
     assert sparse.count == dense.count
     assert sparse.rms == pytest.approx(dense.rms, rel=1e-5)
     assert sparse.displacement == pytest.approx(0, abs=1e-3)
+
+
+def test_the_guard_keeps_the_peak_of_the_first_stage_over_all_forwards() -> None:
+    model = mlp()
+    monitor = DensityMonitor(model, every=None, guard=True)
+    expected: list[float] = []
+    for _ in range(3):
+        sizes = [0.5, 30.0, 2.0]
+        monitor.arm()
+        for size in sizes:
+            output = model[0](size * torch.randn(12, 6))
+            expected.append(float(output.detach().double().square().mean().sqrt()))
+            model[4](torch.randn(12, 16))
+        reading = monitor.collect(len(expected))
+        assert reading is not None
+        assert reading.stages["0"].peak == pytest.approx(max(expected[-3:]), rel=1e-6)
+        # It is the first forward that the rest is read of.
+        assert reading.stages["0"].rms == pytest.approx(expected[-3], rel=1e-6)
+        assert math.isnan(reading.stages["4"].peak)
+        assert math.isnan(reading.stages["0"].variety)
+
+
+def test_the_peak_of_a_stage_is_that_of_its_taps_that_are_watched() -> None:
+    model = nn.Sequential(mlp(), nn.Linear(3, 2))
+    monitor = DensityMonitor(model, stages={"body": "0", "head": "1"}, every=None, guard=True)
+    monitor.arm()
+    x = torch.randn(12, 6)
+    first = model[0][0](x)
+    model(100 * x)
+    model(x)
+    reading = monitor.collect(0)
+    assert reading is not None
+    assert reading.stages["body"].peak > 50 * float(first.detach().square().mean().sqrt())
+    with torch.no_grad():
+        model[0][0].weight[0, 0] = math.inf
+    monitor.arm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(x)
+        reading = monitor.collect(1)
+    assert reading is not None
+    assert math.isnan(reading.stages["body"].peak) or math.isinf(reading.stages["body"].peak)
+
+
+def test_peaks_go_through_a_state_dict() -> None:
+    model = mlp()
+    monitors = [DensityMonitor(model, every=None, guard=True) for _ in range(2)]
+    for monitor in monitors:
+        monitor.arm()
+    model(50 * torch.randn(12, 6))
+    resumed = DensityMonitor(model, every=None, guard=True)
+    resumed.load_state_dict(monitors[0].state_dict())
+    resumed.arm()
+    monitors[1].arm()
+    model(torch.randn(12, 6))
+    readings = [monitor.collect(1) for monitor in (resumed, monitors[1])]
+    assert readings[0] is not None
+    assert readings[1] is not None
+    assert readings[0].stages["0"].peak == readings[1].stages["0"].peak > 10
+
+
+@pytest.mark.parametrize("sizes", [(8, 64), (64, 8), (7, 60)])
+def test_no_output_near_zero_is_no_displacement_whatever_was_read(sizes: tuple[int, int]) -> None:
+    model = nn.Sequential(nn.Linear(6, 16))
+    with torch.no_grad():
+        model[0].bias.fill_(-20.0)
+    with DensityMonitor(model, every=1, twins=()) as monitor:
+        for n in sizes:
+            model(torch.randn(n, 6))
+    assert monitor.history.series("0", "near_zero").tolist() == [0.0, 0.0]
+    assert monitor.history.series("0", "displacement").tolist() == [0.0, 0.0]

@@ -92,8 +92,8 @@ def test_a_small_run() -> None:
     assert all(len(v) == 2 for own in times.values() for v in own.values())
     arms = overhead.summary(times, taps, [0.0])
     assert set(arms) == {"bare", "repair", "recover", "floor"}
-    assert max(times["repair, quiet"]["hooks"]) == 0 < min(times["repair, probe"]["hooks"])
-    assert min(times["recover, quiet"]["hooks"]) > 0
+    for name in ("repair, quiet", "repair, probe", "recover, quiet"):
+        assert min(times[name]["hooks"]) > 0
 
 
 def test_what_is_counted() -> None:

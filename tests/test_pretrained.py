@@ -186,6 +186,52 @@ def test_a_multiplied_initialisation_is_a_bad_gain(layer, factor):
         assert "times that of the nearest usual initialisation" in verdict.reason
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_gain_is_bad_though_the_fan_out_is_large(seed):
+    """torch's default goes by the fan-in; by the fan-out it would be next to this spread."""
+    torch.manual_seed(seed)
+    layer = nn.Conv2d(1, 12, 3)
+    nn.init.kaiming_normal_(layer.weight)
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+    assert only(nn.Sequential(layer)).bad_gain
+
+
+@pytest.mark.parametrize(("std", "bad"), [(1.0, False), (1.2, False), (2.0, True), (100.0, True)])
+def test_an_embedding_has_no_fan_that_would_explain_a_large_spread(std, bad):
+    torch.manual_seed(0)
+    layer = nn.Embedding(50, 40)
+    with torch.no_grad():
+        layer.weight.mul_(std)
+    verdict = only(nn.Sequential(layer))
+    assert verdict.bad_gain is bad
+    assert verdict.untrained is (std == 1)
+
+
+class WithToken(nn.Module):
+    def __init__(self, factor, token):
+        super().__init__()
+        self.patch = nn.Conv2d(1, 32, 4)
+        self.token = nn.Parameter(token)
+        with torch.no_grad():
+            self.patch.weight.mul_(factor)
+
+
+@pytest.mark.parametrize(
+    ("factor", "token", "bad"),
+    [
+        (100.0, 30.0 * torch.randn(64, generator=torch.Generator().manual_seed(0)), True),
+        (100.0, 30.0 * torch.rand(64, generator=torch.Generator().manual_seed(0)), False),
+        (1.0, 30.0 * torch.randn(64, generator=torch.Generator().manual_seed(0)), False),
+    ],
+    ids=["scaled with it", "no draw around zero", "nothing is badly scaled"],
+)
+def test_a_token_beside_a_bad_gain_may_have_been_scaled_with_it(factor, token, bad):
+    torch.manual_seed(0)
+    verdict = verdicts(WithToken(factor, token))["patch"]
+    assert (verdict.untrained, verdict.bad_gain) == (False, bad)
+
+
 @pytest.mark.parametrize("std", [0.003, 0.005, 0.033, 0.3])
 def test_a_spread_of_ones_own_is_no_bad_gain(std):
     torch.manual_seed(0)

@@ -49,12 +49,12 @@ def _remedies(
             *_wrapped(watch, "let the network find the height of its rates", 'mode="warmup"'),
             *_lower(watch, ill),
         ]
-    if word in ("collapsed", "non-finite"):
+    if word in ("collapsed", "non-finite", "bad batch"):
         clip = f"torch.nn.utils.clip_grad_norm_({_model(watch)}.parameters(), 1.0)"
         return [
             *_wrapped(watch, "go back to the last healthy state by itself", "recover=True"),
             Remedy("or clip the gradients, right before the optimizer's step", clip),
-            *_lower(watch, ill),
+            *([] if word == "bad batch" else _lower(watch, ill)),
         ]
     if word == "dead":
         text = (

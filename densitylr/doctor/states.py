@@ -16,7 +16,7 @@ from densitylr.records import Diagnosis
 
 __all__ = ["FINE", "ILL", "StageState", "peak_rate", "states", "verdict"]
 
-ILL = ("non-finite", "collapsed", "hot", "dead", "starved", "left out", "bad gain")
+ILL = ("non-finite", "collapsed", "hot", "dead", "starved", "left out", "bad batch", "bad gain")
 """The states that ask for something, worst first."""
 
 FINE = ("learning", "repaired")
@@ -213,7 +213,7 @@ def _severity(kind: str) -> int:
 
 
 def _adjective(word: str) -> str:
-    return {"bad gain": "badly scaled"}.get(word, word)
+    return {"bad gain": "badly scaled", "bad batch": "given a bad batch"}.get(word, word)
 
 
 def _stages(n: int) -> str:

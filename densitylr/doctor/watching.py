@@ -38,7 +38,7 @@ class _Eyes(DensityMonitor):
     """A monitor that neither raises nor warns in somebody's training."""
 
     def __init__(self, model: nn.Module, twins: list[str], watch: Watch) -> None:
-        super().__init__(model, every=None, twins=twins)
+        super().__init__(model, every=None, twins=twins, guard=True)
         self._watch = weakref.ref(watch)
         self._warned.update(self.stages)  # the diagnosis tells of NaN
 

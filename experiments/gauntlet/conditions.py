@@ -117,9 +117,11 @@ def _condition(name: str, stages: list[str]) -> Condition:
         rates = flat | dict.fromkeys(hot, float(times))
         return Condition("hot", rates, tuple(hot), ("hot", "collapsed", "non-finite"))
     if name in ("spike", "poison"):
-        what = Condition("collapse", flat, tuple(stages), ("collapsed", "non-finite", "hot"), ONSET)
-        spike = 100.0 if name == "spike" else 1.0
-        return dataclasses.replace(what, spike=spike, poison=name == "poison")
+        kinds = ("collapsed", "non-finite", "hot")
+        what = Condition("collapse", flat, tuple(stages), kinds, ONSET)
+        if name == "poison":
+            return dataclasses.replace(what, kinds=(*kinds, "bad batch"), poison=True)
+        return dataclasses.replace(what, spike=100.0)
     first = stages[0]
     if name == "rate-zero":
         return Condition("beyond", flat | {first: 0.0}, (first,), ("frozen",))

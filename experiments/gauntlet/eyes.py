@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from densitylr import Stage, find_stages
 from densitylr.density import ABSOLUTE, TAU
-from densitylr.monitor import _inert_hook, _TapHook
+from densitylr.hooks import TapHook, inert_hook
 from densitylr.sampling import Sampler
 from densitylr.twin import Args, Kwargs, first_tensor, make_twin
 
@@ -140,7 +140,7 @@ class _Hook:
             eyes._look(self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _inert_hook, ()
+        return inert_hook, ()
 
 
 class Eyes:
@@ -201,7 +201,7 @@ class Eyes:
 
 def _probing(tap: nn.Module) -> bool:
     """Whether a controller reads the layer in this forward; a bare monitor has its own pace."""
-    hooks = (h for h in tap._forward_hooks.values() if isinstance(h, _TapHook))
+    hooks = (h for h in tap._forward_hooks.values() if isinstance(h, TapHook))
     monitors = (hook.monitor() for hook in hooks)
     return any(m is not None and m.every is None and m.armed for m in monitors)
 
