@@ -33,6 +33,9 @@ Record = dict[str, Any]
 DEVELOPED_ON = ("mlp_deep", "cnn_bn", "mixer", "gru")
 """Networks on which constants were chosen, with seeds of 100 and above."""
 
+WITHOUT_NORM, WITH_NORM = ("mlp_deep", "cnn_plain", "gru"), ("cnn_bn", "mixer")
+"""The networks that estimators were compared on."""
+
 
 def records_of(name: str) -> list[Record]:
     """The committed records of a suite's file."""
@@ -115,6 +118,23 @@ def ablations() -> str:
     return _by_arm(records_of("ablations"), lambda arm: arm in ABLATIONS)
 
 
+def estimator() -> str:
+    """Starved cells that pass, and points left, with the twin and with the first probe."""
+    records = records_of("estimator")
+    rows = []
+    for norms, nets in (("none", WITHOUT_NORM), ("batch or layer norm", WITH_NORM)):
+        own = [r for r in records if r["net"] in nets]
+        for batch in sorted({r["batch"] for r in own}):
+            row = [norms, str(batch)]
+            for arm in ("density", "first-probe"):
+                cells = closed([r for r in own if r["batch"] == batch], arm)
+                left = np.mean([c.flat - c.repaired for c in cells])
+                row += [f"{sum(c.passed for c in cells)}/{len(cells)}", f"{100 * left:+.1f}"]
+            rows.append(row)
+    head = ["normalisation", "batch", "twin: passed", "left", "first probe: passed", "left"]
+    return _table(rows, head)
+
+
 def compare(records: Sequence[Record], wanted: Callable[[str], bool]) -> dict[str, list[float]]:
     """By arm: share of starved cells that pass, mean accuracy left of the flat rate's, and mean
     change where the head alone is hot.
@@ -153,7 +173,10 @@ def _table(rows: list[list[str]], head: list[str]) -> str:
 
 README = ROOT / "README.md"
 README_TABLES = {"gauntlet": gauntlet}
-TABLES = {f.__name__: f for f in (verdict, starved, search, ranks, rules, sensitivity, ablations)}
+TABLES = {
+    f.__name__: f
+    for f in (verdict, starved, search, ranks, rules, sensitivity, estimator, ablations)
+}
 
 
 def fill(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
