@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EARLY", "PATIENCE", "RARE", "Cadence", "check_every"]
+__all__ = ["EARLY", "PATIENCE", "RARE", "YOUNG", "Cadence", "check_every"]
 
 EARLY = 20
 """Steps after the first probe with probes twice as often: what a starved stage loses here it does
@@ -12,6 +12,9 @@ not get back."""
 
 PATIENCE = 20
 """The steps since the last decision over this are the steps to the next probe …"""
+
+YOUNG = 40
+"""Steps after the first probe in which a rate that is too high can leave a net mute."""
 
 RARE = 10
 """… but never more than ``every`` times this."""
@@ -34,6 +37,10 @@ class Cadence:
     due: int = 0
     decided: int = 0
     first: int | None = None
+
+    def young(self, step: int) -> bool:
+        """Whether training has begun no more than `YOUNG` steps before."""
+        return self.first is None or step - self.first <= YOUNG
 
     def looked(self, step: int, decided: bool) -> None:
         """There was a probe at ``step``, and whether something was decided at it."""

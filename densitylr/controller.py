@@ -162,7 +162,7 @@ class DensityLR(Stepping):
         )
         self._attach(stepping, decider, kept)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]
-        monitor.arm()
+        monitor.arm(variety=True)
 
     # What is shown
 

@@ -120,7 +120,7 @@ class Decider:
             self.recovery.stepped()
         self.go_back()
         if self.due and not self.monitor.closed:
-            self.monitor.arm()
+            self.monitor.arm(variety=self.cadence.young(self.steps))
 
     @property
     def due(self) -> bool:

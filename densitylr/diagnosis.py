@@ -8,7 +8,7 @@ import numpy as np
 
 from densitylr.history import History
 from densitylr.motion import has_moved, levels
-from densitylr.outbursts import bad_batch, broken, collapsed, hot, nonfinite
+from densitylr.outbursts import bad_batch, broken, collapsed, hot, mute, nonfinite
 from densitylr.records import Decision, Diagnosis
 
 __all__ = ["diagnose"]
@@ -37,7 +37,7 @@ def diagnose(
     its rate was raised more than eightfold; or no stage at all has moved, for which ``repair``
     has no remedy.
     ``hot``: within the first steps its outputs ran away from their untrained scale, unless that
-    was a bad one.
+    was a bad one; or, while outputs somewhere grew, they became the same for all examples.
     ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
     three probes, and at least twice as many as at the first; or, in the midst of training, the
     outputs grew more than 4.5-fold from one probe to the next, and stayed. A stage that is hot
@@ -72,6 +72,7 @@ def diagnose(
             _still(history, stage, mode) if all_still else None,
             recovered[stage]
             or (None if stage in gains else hot(history, stage, mode))
+            or (None if gains else mute(history, stage, mode))
             or collapsed(history, stage)
             or broken(history, stage),
             nonfinite(history, stage),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from densitylr.cadence import check_every
 from densitylr.distributed import Ranks, is_sharded
 from densitylr.history import History
 from densitylr.hooks import RootHook, TapHook
-from densitylr.probe import PEAK, Probe
+from densitylr.probe import PEAK, VARIETY, Probe
 from densitylr.records import Reading
 from densitylr.sampling import tap_budget
 from densitylr.stages import Stage, find_stages, unwrap
@@ -81,7 +82,7 @@ class DensityMonitor:
         self.history = History()
         self.every = every
         self.step = 0
-        self.armed = False
+        self.armed = self._varied = False
         self.closed = False
         self.watching = watching
         self.watched: frozenset[str] = frozenset()
@@ -134,8 +135,11 @@ class DensityMonitor:
             tap.let_twin_go()
         self.armed, self.watched, self.closed = False, frozenset(), True
 
-    def arm(self) -> None:
+    def arm(self, *, variety: bool = False) -> None:
         """Read each tap at its next training forward.
+
+        Args:
+            variety: read `StageReading.variety`, too, though nobody is ``watching``.
 
         Raises:
             RuntimeError: the monitor is closed.
@@ -144,7 +148,9 @@ class DensityMonitor:
             raise RuntimeError("this DensityMonitor is closed: make a new one to go on watching")
         for tap in self._taps.values():
             tap.device = None
-        self.armed = True
+        for probe in self._probes.values():
+            probe.rows[:, VARIETY] = math.nan
+        self.armed, self._varied = True, variety or self.watching
 
     def collect(self, step: int) -> Reading | None:
         """End a probe: one copy to the host, one `Reading` labelled ``step``.
@@ -238,7 +244,7 @@ class DensityMonitor:
                 if name in self._loaded:
                     here.rows[tap.row, PEAK] = self._loaded.pop(name)
                 tap.keep_peak(a.detach(), here.rows[tap.row])
-            if probe and self.watching:
+            if probe and self._varied:
                 tap.read_variety(a.detach(), here.rows[tap.row])
         if probe:
             tap.device = a.device

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from densitylr.cadence import PATIENCE
+from densitylr.cadence import PATIENCE, YOUNG
 from densitylr.history import History
 
-__all__ = ["EARLY", "has_moved", "levels", "lost_hold", "ran_away", "strayed"]
+__all__ = ["EARLY", "fell_mute", "has_moved", "levels", "lost_hold", "ran_away", "strayed"]
 
 CERTAIN = 3.2
 """Standard errors of a drift that is no chance; most among all stages that stood still: 2.3."""
@@ -57,6 +57,15 @@ NEAR_SHARE = 1 / PATIENCE
 
 SETTLED = 20
 """Steps after which a bounded output that is at its bounds will stay there."""
+
+MUTE = 0.01
+"""Variety, against the untrained, of a stage that no longer tells examples apart; healthy: 0.03."""
+
+VARIED = 0.1
+"""Untrained variety below which that says nothing."""
+
+GREW = 1.3
+"""Level that some stage has passed where a high rate is the cause, and no decay of the weights."""
 
 STRAY = 10.0
 """RMS of a forward, over the largest shortly before and after it, that only its batch explains."""
@@ -150,6 +159,25 @@ def ran_away(history: History, stage: str) -> int | None:
     if steps[early[-1]] >= steps[0] + SETTLED and at_bounds[early[-3:]].all():
         return int(np.flatnonzero(at_bounds)[0])
     return _jump(steps, level, JUMP, 1, steps[0] + EARLY)
+
+
+def fell_mute(history: History, stage: str) -> int | None:
+    """Index of the first reading from which on a stage told no examples apart any more, or None.
+
+    From there to `YOUNG` steps after the first reading, at four readings at least, its variety
+    was a hundredth of the untrained, while outputs somewhere grew almost fourfold.
+    """
+    begun = history.steps[0]
+    early = history.steps <= begun + YOUNG
+    variety = history.series(stage, "variety")[early]
+    top = max(np.nanmax(levels(history, s)[early], initial=-np.inf) for s in history.stages)
+    if stage == history.stages[-1] or history.steps[early][-1] < begun + SETTLED:
+        return None
+    if not (variety[0] >= VARIED and top > GREW):
+        return None
+    told = np.flatnonzero(~(variety < MUTE * variety[0]))  # one that was not read is no evidence
+    first = int(told[-1]) + 1
+    return first if len(variety) - first >= 4 else None
 
 
 def lost_hold(history: History, stage: str) -> int | None:

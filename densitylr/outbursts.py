@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from densitylr.history import History
-from densitylr.motion import levels, lost_hold, ran_away, strayed
+from densitylr.motion import fell_mute, levels, lost_hold, ran_away, strayed
 from densitylr.records import Diagnosis
 
-__all__ = ["COLLAPSED", "bad_batch", "broken", "collapsed", "hot", "nonfinite"]
+__all__ = ["COLLAPSED", "bad_batch", "broken", "collapsed", "hot", "mute", "nonfinite"]
 
 COLLAPSED = 0.6
 """Near-zero share, against a stage's own present RMS, above which it has collapsed."""
@@ -20,23 +20,36 @@ CURE = "a lower rate does not bring it back: go back to a checkpoint before it, 
 
 def hot(history: History, stage: str, mode: str) -> Diagnosis | None:
     start = ran_away(history, stage)
-    if start is None:
-        return None
-    rate = history.series(stage, "rate")[0]
-    if not rate > 0:
+    if start is None or not history.series(stage, "rate")[0] > 0:
         return None
     size = math.exp(min(700.0, levels(history, stage)[start]))
+    return _too_high(
+        history, stage, mode, start, f"its outputs are {size:.3g} times their untrained size"
+    )
+
+
+def mute(history: History, stage: str, mode: str) -> Diagnosis | None:
+    start = fell_mute(history, stage)
+    if start is None or not history.series(stage, "rate")[0] > 0:
+        return None
+    variety = history.series(stage, "variety")
+    return _too_high(
+        history,
+        stage,
+        mode,
+        start,
+        f"its outputs are the same for all examples: {variety[start]:.2%} of their mean square "
+        f"depends on the example, {variety[0]:.0%} untrained,",
+    )
+
+
+def _too_high(history: History, stage: str, mode: str, start: int, evidence: str) -> Diagnosis:
+    step, rate = history.steps[start], history.series(stage, "rate")[0]
     remedy = "lower the rate"
     if mode == "repair":
         remedy = "repair never lowers a rate: lower it, or use mode='warmup'"
-    return Diagnosis(
-        stage,
-        "hot",
-        int(history.steps[start]),
-        f"its outputs are {size:.3g} times their untrained size after {history.steps[start]} "
-        f"steps at rate {rate:.1e}",
-        remedy,
-    )
+    evidence = f"{evidence} after {step} steps at rate {rate:.1e}"
+    return Diagnosis(stage, "hot", int(step), evidence, remedy)
 
 
 def broken(history: History, stage: str) -> Diagnosis | None:

@@ -508,3 +508,57 @@ def test_a_few_outputs_that_cross_zero_are_no_movement(
     trace = [stage_reading(displacement, count=round(outputs / 0.08), near_zero=0.08)] * 12
     found = diagnose(history_of({"a": trace}, {"a": 1e-6}))
     assert kinds(found) == ([] if moved else [("a", "starved")])
+
+
+def told(varieties: list[float], level: float = 1.0) -> list[StageReading]:
+    return [stage_reading(0.5, variety=v, rms=level) for v in varieties]
+
+
+FELL = [0.4, 0.3, 0.1, *[0.001] * 8]
+
+
+def test_a_stage_that_went_mute_while_outputs_grew_is_hot() -> None:
+    rates = {"a": 1.0, "b": 1.0}
+    history = history_of({"a": told(FELL), "b": HEALTHY[:11]}, rates)
+    assert diagnose(history) == []  # a decay of the weights does that, too
+    grew = told([0.4] * 11, level=5.0)
+    history = history_of({"a": told(FELL), "b": grew}, rates)
+    (found,) = diagnose(history)
+    assert (found.stage, found.kind, found.since_step) == ("a", "hot", 15)
+    assert "0.10% of their mean square depends on the example, 40% untrained, after 15" in str(
+        found
+    )
+    assert diagnose(history, gains={"b": "its spread"})[0].kind == "bad gain"
+    # A head has no say, nor has a stage that told nothing to begin with.
+    assert diagnose(history_of({"b": grew, "a": told(FELL)}, rates)) == []
+    assert diagnose(history_of({"a": told([0.05, *FELL[1:]]), "b": grew}, rates)) == []
+
+
+@pytest.mark.parametrize(
+    "varieties",
+    [
+        [0.4, *[0.001] * 5, 0.3, *[0.001] * 2],  # it has told them apart since
+        [0.4] * 6 + [0.001] * 3,  # three readings within 40 steps
+        [0.4] * 9 + [0.001] * 8,  # in the midst of training
+        [0.4, *[0.01] * 8],
+        [0.4, *[math.nan] * 8],
+        [0.4, *[0.001] * 3],  # too early to tell
+    ],
+)
+def test_not_mute(varieties: list[float]) -> None:
+    n = len(varieties)
+    traces = {"a": told(varieties), "b": told([0.4] * n, level=5.0)}
+    assert diagnose(history_of(traces, {"a": 1.0, "b": 1.0})) == []
+
+
+def test_variety_is_read_in_the_first_steps_and_no_longer() -> None:
+    model = net()
+    wrapped = DensityLR(torch.optim.SGD(model.parameters(), 0.1), model)
+    for batch in batches(70):
+        one_step(model, wrapped, batch)
+    variety = wrapped.history.series("3", "variety")
+    early = wrapped.history.steps <= 40
+    assert np.isfinite(variety[early]).all()
+    assert np.isnan(variety[~early]).all()
+    assert early.any()
+    assert not early.all()

@@ -80,7 +80,7 @@ def test_it_is_not_asked_for_without_recover() -> None:
         one_step(model, wrapped, spoiled(batch) if i == 3 else batch)
     assert events(wrapped) == []
     assert "recovery" not in wrapped.state_dict()["densitylr"][0]
-    assert all(math.isnan(v) for v in wrapped.history.series("0", "variety"))
+    assert all(math.isnan(peak) for peak in wrapped.history.series("3", "peak"))
     assert not torch.isfinite(model[0].weight).all()
 
 

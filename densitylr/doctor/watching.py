@@ -110,7 +110,7 @@ class Watch:
         self._lead: weakref.ref[Optimizer] | None = None
         self._waiting: dict[int, int] = {}  # steps of others since the last one of the lead
         self._eyes: _Eyes | None = _Eyes(model, free, self)
-        self._eyes.arm()
+        self._eyes.arm(variety=True)
         self.history: History = self._eyes.history
         self._frozen: list[str] = []
         # A model that the script has let go of is not to be kept alive by those who watched it.
@@ -156,7 +156,7 @@ class Watch:
             return
         self.steps += 1
         if self.steps >= self._cadence.due and not (eyes.armed or eyes.closed):
-            eyes.arm()
+            eyes.arm(variety=self._cadence.young(self.steps))
 
     def diagnose(self) -> list[Diagnosis]:
         """As `DensityLR.diagnose`."""
