@@ -85,7 +85,7 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
     # Half a count more keeps the logarithm finite and equal shares at exactly zero: half a count
     # of the smaller sample, or no outputs near zero would be fewer of more outputs.
     m = np.minimum(n, n0)
-    log = [np.log((k * (m / size) + 0.5) / (m + 1)) for k, size in ((near, n), (near0, n0))]
+    log = [np.log((k * m / size + 0.5) / (m + 1)) for k, size in ((near, n), (near0, n0))]
     displacement = np.abs(log[0] - log[1])
     shares = [column[name] / n for name in _SHARES]
     means = np.stack([*shares, *(column[name] for name in _MEANS), near0 / n0, displacement], 1)
@@ -94,8 +94,9 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
     # The rows of a stage follow one another.
     first = np.cumsum([0, *(len(stage.taps) for stage in stages.values())])
     begin = first[:-1]
-    kept = column["peak"] != UNKEPT  # NaN is kept
-    means[~kept, _PEAK] = 0
+    peak = column["peak"]
+    kept = peak != UNKEPT
+    means[:, _PEAK] = np.where(kept, np.where(np.isnan(peak), np.inf, peak), 0)
     sums = np.add.reduceat(np.where(live[:, None], means, 0), begin)
     alive = np.add.reduceat(live.astype(int), begin)
     counts = np.add.reduceat(np.where(live, count, 0), begin).astype(int).tolist()

@@ -107,7 +107,7 @@ def _variety(before: Sequence[StageReading]) -> float:
 def _broken(seen: StageReading) -> str | None:
     if seen.nonfinite:
         return f"{seen.nonfinite} of its activations are NaN or infinite"
-    if seen.count and not math.isfinite(seen.peak):
+    if math.isinf(seen.peak):
         return "its activations were not finite in a step since the last probe"
     return None
 

@@ -173,7 +173,9 @@ class Decider:
             self.recovery.load_state_dict(ours["recovery"], self.steps, force, self.law)
         self.monitor.load_state_dict(ours["taps"])
         self._let_lifted_twins_go()
-        self.monitor.armed = self.due and not self.monitor.closed
+        self.monitor.armed = False
+        if self.due and not self.monitor.closed:
+            self.monitor.arm(variety=self.cadence.young(self.steps))
 
     def _miss(self) -> None:
         """Tell the user, once, when nothing is read although it is due."""

@@ -37,14 +37,14 @@ def diagnose(
     its rate was raised more than eightfold; or no stage at all has moved, for which ``repair``
     has no remedy.
     ``hot``: within the first steps its outputs ran away from their untrained scale, unless that
-    was a bad one; or, while outputs somewhere grew, they became the same for all examples.
+    was a bad one; or, while outputs below the head grew, they became the same for all examples.
     ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
     three probes, and at least twice as many as at the first; or, in the midst of training, the
     outputs grew more than 4.5-fold from one probe to the next, and stayed. A stage that is hot
     is not called collapsed, too.
     ``non-finite``: NaN or infinite activations were seen.
-    ``bad batch``, of the first stage: in the midst of training its outputs were more than ten
-    times as large as usual in a single forward, or not finite.
+    ``bad batch``, of the stage where the data come in: in the midst of training its outputs were
+    more than ten times as large as ever in a single forward, or not finite.
 
     Where ``recover`` saw a collapse, that stage is ``collapsed`` on its evidence, with what was
     done about it, instead of hot or collapsed by these rules; and they leave out the readings
@@ -63,6 +63,8 @@ def diagnose(
     if not history.readings:
         return [d for d in recovered.values() if d is not None]
     gains, all_still = gains or {}, _all_still(history)
+    watched = (s for s in history.stages if not np.isnan(history.series(s, "peak")).all())
+    entry = next(watched, None)
     for stage in history.stages:
         own = [
             _frozen(history, stage, stage in frozen),
@@ -76,7 +78,7 @@ def diagnose(
             or collapsed(history, stage)
             or broken(history, stage),
             nonfinite(history, stage),
-            bad_batch(history, stage) if stage == history.stages[0] else None,
+            bad_batch(history, stage) if stage == entry else None,
         ]
         found += [d for d in own if d is not None]
     return found
@@ -186,6 +188,8 @@ def _all_still(history: History) -> bool:
     if acted or history.steps[-1] - history.steps[0] < STILL_STEPS:
         return False
     trained = [s for s in history.stages if _can_move(history, s)]
+    if any(_rises(history, s) for s in trained):
+        return False  # a warm-up is under way
     read = all(np.isfinite(history.series(s, "displacement")).any() for s in trained)
     return bool(trained) and read and not any(has_moved(history, s) for s in trained)
 
@@ -193,6 +197,11 @@ def _all_still(history: History) -> bool:
 def _can_move(history: History, stage: str) -> bool:
     zero = history.series(stage, "zero_gradient")
     return bool(history.series(stage, "rate")[-1] > 0 and not zero[-2:].all())
+
+
+def _rises(history: History, stage: str) -> bool:
+    rates = history.series(stage, "rate")
+    return bool(rates[-1] > rates[0])
 
 
 def _still(history: History, stage: str, mode: str) -> Diagnosis | None:

@@ -13,7 +13,7 @@ from densitylr.stages import Stage
 
 __all__ = ["LOOK", "without_gradient"]
 
-LOOK = 0.4
+LOOK, LOOK_UNPAIRED = 0.1, 0.4
 """Displacement below which a stage's gradients are looked at: one that has moved by that has some.
 Without a twin small stages seem to move by 0.1 from batch to batch."""
 
@@ -25,15 +25,19 @@ def without_gradient(
 
     Before the first step nothing is looked at: behind a layer that starts from zeros every
     gradient is zero once. Of a stage that is alive one parameter is read, as a rule; of one
-    that has moved by `LOOK` none is, so that nothing waits for the device.
+    that has moved by `LOOK`, or by `LOOK_UNPAIRED` without a twin, none is, so that nothing waits
+    for the device.
 
     Args:
         reading: of all stages, taken before the step that uses the gradients.
         stages: the stages by name.
         ranks: those that hold the other shards of the gradients, where each holds one.
     """
-    looked = [n for n, s in reading.stages.items() if reading.step and s.displacement < LOOK]
-    if not looked:
+    limits = {
+        n: LOOK if s.estimator == "twin" else LOOK_UNPAIRED for n, s in reading.stages.items()
+    }
+    looked = [n for n, s in reading.stages.items() if s.displacement < limits[n]]
+    if not (reading.step and looked):
         return reading
     counts = [count for name in looked for count in _count(stages[name])]
     if ranks is not None and ranks.sharded:

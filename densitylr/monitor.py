@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,7 +45,7 @@ class DensityMonitor:
         twins: stages whose untrained twins are kept, by name; all of them by default.
         watching: read `StageReading.variety` at each probe and `StageReading.peak`, for which
             the RMS of each tap, of at most 1,024 outputs, is taken at every training forward.
-        guard: read `StageReading.peak` of the first stage, for which the RMS of its first tap is
+        guard: read `StageReading.peak` of the tap that is called first, for which its RMS is
             taken at every training forward: there a batch shows that is out of line.
         exact: read every output instead of a sample of at most 131,072 a probe (and 65,536 of a
             tap whose twin answers). It takes memory for as many outputs as the largest tap
@@ -98,8 +99,9 @@ class DensityMonitor:
             for name, layer in stage.taps.items():
                 twin = twins is None or stage.name in twins
                 self._taps[name] = Tap(name, layer, len(self._taps), twin=twin, budget=self._budget)
-        if watching or guard:
-            self.watched = frozenset(self._taps if watching else list(self._taps)[:1])
+        if watching:
+            self.watched = frozenset(self._taps)
+        self._guard_due = guard and not watching
         self._handles = [
             # Before fully_shard's own hook takes the weights away again.
             layer.register_forward_hook(
@@ -188,11 +190,11 @@ class DensityMonitor:
             probe.forget_peaks()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the taps are compared with: weights of live twins and reference counts; and the
-        peaks since the last probe.
+        """What the taps are compared with: weights of live twins and reference counts; and, of
+        those that are watched, the peak since the last probe.
         """
-        peaks = self._peaks_so_far()
-        return {n: tap.state_dict() | {"peak": peaks.get(n, 0.0)} for n, tap in self._taps.items()}
+        peaks = dict.fromkeys(self.watched, 0.0) | self._peaks_so_far()
+        return {n: tap.state_dict() | {"peak": peaks.get(n)} for n, tap in self._taps.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Compare with what another monitor of such a model did; history and cadence stay."""
@@ -202,7 +204,9 @@ class DensityMonitor:
         for tap in self._taps.values():
             tap.device = None  # what was read of a probe is thrown away
         self._probes.clear()  # which know the untrained RMS and the twins of before
-        self._loaded = {name: peak for name in state if (peak := state[name].get("peak"))}
+        self._loaded = {n: p for n in state if (p := state[n].get("peak")) is not None}
+        if self._guard_due and len(self._loaded) == 1:
+            self._guard_due, self.watched = False, frozenset(self._loaded)
 
     def let_twin_go(self, stage: str) -> None:
         """Free the untrained copies of a stage; later readings refer to their last answer."""
@@ -217,7 +221,7 @@ class DensityMonitor:
         """The largest RMS since the last probe, of each watched tap that was called."""
         rows = [probe.rows[:, PEAK].tolist() for probe in self._probes.values()]
         found = {n: [column[self._taps[n].row] for column in rows] for n in self.watched}
-        return {name: max(peaks) for name, peaks in found.items() if peaks} | self._loaded
+        return {name: float(np.max(peaks)) for name, peaks in found.items() if peaks} | self._loaded
 
     def _read(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         tap = self._taps[name]
@@ -226,6 +230,10 @@ class DensityMonitor:
         watched = name in self.watched
         if not (probe or watched) or a is None or not a.numel():
             return
+        if self._guard_due:  # the data come in where the first probe begins
+            self._guard_due, watched, self.watched = False, True, frozenset([name])
+        if a.is_cuda and not probe and torch.cuda.is_current_stream_capturing():
+            return  # a graph would go on writing where a new probe may be made
         with torch.no_grad():
             if a.device not in self._probes:
                 taps = self._taps.values()
@@ -242,7 +250,7 @@ class DensityMonitor:
                 tap.read(args, kwargs, a.detach(), here)
             if watched:
                 if name in self._loaded:
-                    here.rows[tap.row, PEAK] = self._loaded.pop(name)
+                    here.rows[tap.row, PEAK] = self._loaded.pop(name, 0.0)
                 tap.keep_peak(a.detach(), here.rows[tap.row])
             if probe and self._varied:
                 tap.read_variety(a.detach(), here.rows[tap.row])

@@ -34,8 +34,8 @@ EARLY = 25
 """Steps up to which a sudden growth is put down to the rate the training began with."""
 
 AWAY = math.log(40)
-"""Level of a stage that is hot, within `EARLY` steps, and within `START` of a head: healthy heads
-reach 20 times, others 26."""
+"""Level within `START` steps of a stage that is hot; healthy heads reach 20 times. Later a layer
+that begins with small weights may well have grown by as much."""
 
 AWAY_ALONE, OUTSTANDING = math.log(14), 5.0
 """The same for a stage whose rate is so many times the median rate of all stages."""
@@ -65,10 +65,11 @@ VARIED = 0.1
 """Untrained variety below which that says nothing."""
 
 GREW = 1.3
-"""Level that some stage has passed where a high rate is the cause, and no decay of the weights."""
+"""Level that a stage below the head has passed where a high rate is the cause, and no decay."""
 
-STRAY = 10.0
-"""RMS of a forward, over the largest shortly before and after it, that only its batch explains."""
+STRAY, STRAY_ERRORS = 10.0, 5.0
+"""RMS of a forward, over the largest before it, that only its batch explains; and, as inputs may
+have heavy tails, the standard deviations of the logarithm of those before that it is above them."""
 
 RATE_JUMP = 2.0
 """Growth of a rate that may explain it, too."""
@@ -149,8 +150,7 @@ def ran_away(history: History, stage: str) -> int | None:
     share = history.series(stage, "near_zero_present")
     times = _times_median(history, stage)
     bound = AWAY if times < OUTSTANDING else AWAY_ALONE if times < FAR_OUT else MOVED_ALONE
-    until = START if stage == history.stages[-1] or bound < AWAY else EARLY
-    away = np.flatnonzero((level > bound) & (steps <= steps[0] + until))
+    away = np.flatnonzero((level > bound) & (steps <= steps[0] + START))
     if len(away) >= 2:
         return int(away[0])
     rest = np.abs(np.diff(level, prepend=np.nan)) < BOUND_REST
@@ -165,14 +165,15 @@ def fell_mute(history: History, stage: str) -> int | None:
     """Index of the first reading from which on a stage told no examples apart any more, or None.
 
     From there to `YOUNG` steps after the first reading, at four readings at least, its variety
-    was a hundredth of the untrained, while outputs somewhere grew almost fourfold.
+    was a hundredth of the untrained, while outputs below the head grew almost fourfold.
     """
+    *below, head = history.stages
     begun = history.steps[0]
     early = history.steps <= begun + YOUNG
-    variety = history.series(stage, "variety")[early]
-    top = max(np.nanmax(levels(history, s)[early], initial=-np.inf) for s in history.stages)
-    if stage == history.stages[-1] or history.steps[early][-1] < begun + SETTLED:
+    if stage == head or history.steps[early][-1] < begun + SETTLED:
         return None
+    variety = history.series(stage, "variety")[early]
+    top = max(np.nanmax(levels(history, s)[early], initial=-np.inf) for s in below)
     if not (variety[0] >= VARIED and top > GREW):
         return None
     told = np.flatnonzero(~(variety < MUTE * variety[0]))  # one that was not read is no evidence
@@ -203,18 +204,23 @@ def _jump(steps: np.ndarray, level: np.ndarray, size: float, first: int, last: f
 def strayed(history: History, stage: str) -> int | None:
     """Index of the first reading up to which one forward was out of line, or None.
 
-    Its RMS was ten times that of all others since the three readings before and up to the one
-    after, or not finite, while what was read at the probes was. Growth that stays is not meant,
-    nor what comes with a sudden rise of the rate.
+    Its RMS was not finite, while what was read at the probes was; or it was ten times that of any
+    forward before, and by more than these differ, and of those up to the next reading. Growth
+    that stays is not meant, nor what comes with a sudden rise of the rate.
     """
     steps, peak = history.steps, history.series(stage, "peak")
-    rms, rate = history.series(stage, "rms"), history.series(stage, "rate")
+    broken = history.series(stage, "nonfinite")
+    rate = history.series(stage, "rate") * np.nan_to_num(history.series(stage, "scale"), nan=1.0)
     for i in range(3, len(peak) - 1):
-        around = np.r_[peak[i - 3 : i], peak[i + 1]]
-        if steps[i] < steps[0] + SETTLED or not np.isfinite([*around, rms[i]]).all():
+        before = peak[:i][np.isfinite(peak[:i]) & (peak[:i] > 0)]
+        if steps[i] < steps[0] + SETTLED or len(before) < 3 or not np.isfinite(peak[i + 1]):
             continue
-        if rate[i - 1 : i + 2].max() > RATE_JUMP * rate[i - 3 : i].max():
+        if (
+            broken[: i + 2].any()
+            or rate[i - 1 : i + 2].max() > RATE_JUMP * rate[i - 3 : i - 1].max()
+        ):
             continue
-        if not peak[i] <= STRAY * around.max():
+        times = max(STRAY, math.exp(STRAY_ERRORS * float(np.log(before).std())))
+        if peak[i] > times * before.max() and peak[i] > STRAY * peak[i + 1]:
             return i
     return None

@@ -20,7 +20,7 @@ CURE = "a lower rate does not bring it back: go back to a checkpoint before it, 
 
 def hot(history: History, stage: str, mode: str) -> Diagnosis | None:
     start = ran_away(history, stage)
-    if start is None or not history.series(stage, "rate")[0] > 0:
+    if start is None:
         return None
     size = math.exp(min(700.0, levels(history, stage)[start]))
     return _too_high(
@@ -30,7 +30,7 @@ def hot(history: History, stage: str, mode: str) -> Diagnosis | None:
 
 def mute(history: History, stage: str, mode: str) -> Diagnosis | None:
     start = fell_mute(history, stage)
-    if start is None or not history.series(stage, "rate")[0] > 0:
+    if start is None:
         return None
     variety = history.series(stage, "variety")
     return _too_high(
@@ -43,8 +43,12 @@ def mute(history: History, stage: str, mode: str) -> Diagnosis | None:
     )
 
 
-def _too_high(history: History, stage: str, mode: str, start: int, evidence: str) -> Diagnosis:
-    step, rate = history.steps[start], history.series(stage, "rate")[0]
+def _too_high(
+    history: History, stage: str, mode: str, start: int, evidence: str
+) -> Diagnosis | None:
+    step, rate = history.steps[start], history.series(stage, "rate")[: start + 1].max()
+    if not rate > 0:
+        return None
     remedy = "lower the rate"
     if mode == "repair":
         remedy = "repair never lowers a rate: lower it, or use mode='warmup'"
@@ -103,13 +107,12 @@ def bad_batch(history: History, stage: str) -> Diagnosis | None:
     if at is None:
         return None
     peak, steps = history.series(stage, "peak"), history.steps
-    usual = peak[[*range(at - 3, at), at + 1]].max()
     return Diagnosis(
         stage,
         "bad batch",
         int(steps[at - 1]) + 1,
         f"the RMS of its outputs was {peak[at]:.3g} in a forward of steps {steps[at - 1] + 1} to "
-        f"{steps[at]}, at most {usual:.3g} before and after",
-        "look at the data: such a batch fills the optimizer's averages and the running statistics "
-        "of batch norm for long; recover=True goes back to before it",
+        f"{steps[at]}, at most {np.nanmax(peak[:at]):.3g} before and {peak[at + 1]:.3g} after",
+        "look at the data of these steps; such a batch fills the optimizer's averages and the "
+        "running statistics of batch norm for long, so go back to a checkpoint before it",
     )

@@ -33,8 +33,9 @@ class StageReading:
             layer's.
         variety: share of the mean square that is variance over the examples of the batch; NaN
             if it was not asked for, or for fewer than 8 examples.
-        peak: the largest RMS of a training forward since the last probe, this one included;
-            NaN if it was not asked for, or if what was sampled of a forward was not finite.
+        peak: the largest RMS of a training forward since the last probe, this one included; of
+            the first layer alone where only that is watched. Infinite if what was sampled of a
+            forward was not finite, NaN if it was not asked for.
         zero_gradient: 1 if every gradient of the stage was exactly zero, so that no learning
             rate moves it; 0 otherwise, and where nobody looked (the stage moves).
     """

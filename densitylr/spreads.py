@@ -27,7 +27,8 @@ FIXED = {f"{std:g}": std for std in (1.0, 0.1, 0.05, 0.02, 0.01, 0.001)}
 _RESIDUAL = {f"0.02/sqrt(2·{k})": 0.02 / math.sqrt(2 * k) for k in (*range(1, 25), 32, 36, 40, 48)}
 
 _TOO_LARGE, _TOO_SMALL = 4.0, 1 / 16
-"""Times the nearest customary spread; SIREN, the smallest in use, is 1/12 of torch's default."""
+"""Times the largest and the smallest customary spread; SIREN, the smallest in use, is 1/12 of
+torch's default."""
 
 _TOO_LARGE_TABLE = 1.5
 """The same for an embedding, whose largest customary spread is 1, whatever its shape."""
@@ -74,7 +75,7 @@ def gain_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
         spreads, too_large = {**spreads, _DEFAULT: 1.0}, _TOO_LARGE_TABLE
     name, spread = min(spreads.items(), key=lambda item: abs(math.log(rms / item[1])))
     ratio = rms / spread
-    if _TOO_SMALL <= ratio <= too_large:
+    if _TOO_SMALL * min(spreads.values()) <= rms <= too_large * max(spreads.values()):
         return ""
     largest = float(weight.abs().max())
     # By the RMS, or by the limit of a uniform draw, which its RMS gives less sharply.

@@ -17,6 +17,7 @@ from densitylr import DensityLR, DensityMonitor
 from densitylr.density import BINS, TABLE, measure, summarise, variety
 from densitylr.distributed import alike, combine, find_ranks, is_sharded, stepping_optimizer, whole
 from densitylr.gradients import without_gradient
+from densitylr.probe import UNKEPT
 from densitylr.stages import find_stages
 from tests.fixed import batches, loss_of, net
 from tests.readings import reading
@@ -115,6 +116,13 @@ def test_the_peak_is_the_largest_and_not_finite_where_one_was_not() -> None:
         ]
     )
     np.testing.assert_array_equal(combine(rows)[:, AT["peak"]], [3.0, np.nan, np.inf])
+
+
+def test_a_rank_that_keeps_no_peak_leaves_the_others_theirs() -> None:
+    rows = np.stack(
+        [[row(torch.ones(2), 1.0, peak=p) for p in peaks] for peaks in ([-1.0, -1.0], [3.0, -1.0])]
+    )
+    np.testing.assert_array_equal(combine(rows)[:, AT["peak"]], [3.0, UNKEPT])
 
 
 def test_a_tap_that_no_rank_has_read_stays_empty() -> None:

@@ -208,6 +208,15 @@ def test_an_embedding_has_no_fan_that_would_explain_a_large_spread(std, bad):
     assert verdict.untrained is (std == 1)
 
 
+@pytest.mark.parametrize("limit", [0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("shape", [(5000, 300), (2000, 512), (400, 4096)])
+def test_an_embedding_smaller_than_torchs_own_is_no_bad_gain(limit, shape):
+    torch.manual_seed(0)
+    layer = nn.Embedding(*shape)
+    nn.init.uniform_(layer.weight, -limit, limit)
+    assert not only(nn.Sequential(layer)).bad_gain
+
+
 class WithToken(nn.Module):
     def __init__(self, factor, token):
         super().__init__()

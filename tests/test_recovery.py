@@ -712,7 +712,8 @@ def watched(*last: dict[str, Any], step: int = 5) -> list[Any]:
     [
         ({"nonfinite": 3}, 1, "3 of its activations are NaN"),
         ({"nonfinite": 3, "count": 0, "peak": math.nan}, 1, "3 of its activations are NaN"),
-        ({**HEALTHY, "peak": math.nan}, 1, "not finite in a step since the last probe"),
+        ({**HEALTHY, "peak": math.inf}, 1, "not finite in a step since the last probe"),
+        ({**HEALTHY, "peak": math.nan}, 0, ""),  # nobody asked
         ({**HEALTHY, "peak": 5.1}, 1, "RMS of its activations 5.1, at most 1 before"),
         ({**HEALTHY, "peak": 4.9}, 0, ""),
         ({**HEALTHY, "variety": 0.0009}, 1, "0.09% of what it says depends on the example"),

@@ -49,12 +49,17 @@ def _remedies(
             *_wrapped(watch, "let the network find the height of its rates", 'mode="warmup"'),
             *_lower(watch, ill),
         ]
-    if word in ("collapsed", "non-finite", "bad batch"):
-        clip = f"torch.nn.utils.clip_grad_norm_({_model(watch)}.parameters(), 1.0)"
+    if word in ("collapsed", "non-finite"):
         return [
             *_wrapped(watch, "go back to the last healthy state by itself", "recover=True"),
-            Remedy("or clip the gradients, right before the optimizer's step", clip),
-            *([] if word == "bad batch" else _lower(watch, ill)),
+            Remedy("or clip the gradients, right before the optimizer's step", _clip(watch)),
+            *_lower(watch, ill),
+        ]
+    if word == "bad batch":
+        note = "print(step, x.abs().max().item())  # x: what the model is called with"
+        return [
+            Remedy("find it: note the largest input, right before the model is called", note),
+            Remedy("or clip the gradients, right before the optimizer's step", _clip(watch)),
         ]
     if word == "dead":
         text = (
@@ -139,6 +144,10 @@ def _rates(watch: Watch, ill: list[StageState], aim: str, rate: float) -> list[R
             code = f'{{"params": …, "lr": {rate:.3g}}}  # group {numbers}, {was} so far'
         found.append(Remedy(f"{aim}, {where}", code))
     return found
+
+
+def _clip(watch: Watch) -> str:
+    return f"torch.nn.utils.clip_grad_norm_({_model(watch)}.parameters(), 1.0)"
 
 
 def _each(watch: Watch, stages: list[str], act: str) -> str:

@@ -75,7 +75,7 @@ class DensityCallback(TrainerCallback, ExportableState):
         if model is not None:
             watching = self.options.get("recover", False)
             stages = self.options.get("stages")
-            eyes = DensityMonitor(model, stages, every=None, watching=watching)
+            eyes = DensityMonitor(model, stages, every=None, watching=watching, guard=True)
             self._untrained = (model, eyes)
 
     def on_train_begin(
