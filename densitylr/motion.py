@@ -71,6 +71,9 @@ STRAY, STRAY_ERRORS = 10.0, 5.0
 """RMS of a forward, over the largest before it, that only its batch explains; and, as inputs may
 have heavy tails, the standard deviations of the logarithm of those before that it is above them."""
 
+STRAY_AFTER = 8
+"""Readings from which on it is known how much they differ."""
+
 RATE_JUMP = 2.0
 """Growth of a rate that may explain it, too."""
 
@@ -211,9 +214,10 @@ def strayed(history: History, stage: str) -> int | None:
     steps, peak = history.steps, history.series(stage, "peak")
     broken = history.series(stage, "nonfinite")
     rate = history.series(stage, "rate") * np.nan_to_num(history.series(stage, "scale"), nan=1.0)
-    for i in range(3, len(peak) - 1):
+    for i in range(STRAY_AFTER, len(peak) - 1):
         before = peak[:i][np.isfinite(peak[:i]) & (peak[:i] > 0)]
-        if steps[i] < steps[0] + SETTLED or len(before) < 3 or not np.isfinite(peak[i + 1]):
+        early = steps[i] < steps[0] + SETTLED or len(before) < STRAY_AFTER
+        if early or not np.isfinite(peak[i + 1]):
             continue
         if (
             broken[: i + 2].any()
