@@ -148,6 +148,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path, given):
     assert controller(resumed).history.steps.tolist() == [
         s for s in controller(whole).history.steps if s >= 6
     ]
+    # The layer that is called first is looked at in every step, as before.
+    watched = [controller(made)._monitor.watched for made in (whole, resumed)]
+    assert watched[0] == watched[1] != frozenset()
     assert hooks_of(whole.model) == hooks_of(resumed.model)
 
 
