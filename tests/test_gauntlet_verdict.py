@@ -86,6 +86,18 @@ def test_flat_runs_of_other_settings_do_not_stand_in() -> None:
     assert closed(others + own[1:]) == []
 
 
+def test_random_profiles_are_counted_with_the_rest_and_told_apart() -> None:
+    runs = [
+        *three("one-first", 0.4, 0.8, 0.8),
+        *three("random-3", 0.4, 0.8, 0.8)[1:],
+        *three("random-12", 0.4, 0.5, 0.8)[1:],
+    ]
+    first = next(iter(judge(runs)))
+    assert first.evidence.startswith("2 of 3 cells")
+    assert first.evidence.endswith("; of the 2 random profiles, 1")
+    assert "random" not in next(iter(judge(runs[:3]))).evidence
+
+
 def test_another_arm_can_be_asked_for() -> None:
     records = [*three("one-first", 0.4, 0.8, 0.8), record("one-first", "fastai", 0.5)]
     (cell,) = closed(records, "fastai")

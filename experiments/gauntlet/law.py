@@ -114,6 +114,24 @@ def sensitivity() -> str:
     return _by_arm(records_of("sensitivity"), lambda arm: arm.startswith("repair"))
 
 
+def leaps() -> str:
+    """Mean accuracies under larger leaps of `repair`, over the runs that every arm has."""
+    arms = ("fixed", "repair", "repair(leap=64)", "repair(leap=1024)")
+    groups: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = {}
+    for r in records_of("leaps"):
+        hot = r["condition"].startswith("hot")
+        what = ("tuning networks", r["condition"]) if hot else (f"{r['net']}, SGD", "starved")
+        if r["condition"] != "flat" and r["arm"] in arms:
+            groups.setdefault(what, {}).setdefault(_cell(r), {})[r["arm"]] = r["accuracy"]
+    rows = []
+    for (nets, condition), runs in sorted(groups.items()):
+        seen = [arm for arm in arms if any(arm in run for run in runs.values())]
+        whole = [run for run in runs.values() if len(run) == len(seen)]
+        means = [f"{np.mean([run[a] for run in whole]):.3f}" if a in seen else "–" for a in arms]
+        rows.append([nets, condition, str(len(whole)), *means])
+    return _table(rows, ["networks", "condition", "runs", "fixed", "16", "64", "1024"])
+
+
 def ablations() -> str:
     return _by_arm(records_of("ablations"), lambda arm: arm in ABLATIONS)
 
@@ -175,7 +193,7 @@ README = ROOT / "README.md"
 README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
-    for f in (verdict, starved, search, ranks, rules, sensitivity, estimator, ablations)
+    for f in (verdict, starved, search, ranks, rules, sensitivity, leaps, estimator, ablations)
 }
 
 

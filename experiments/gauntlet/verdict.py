@@ -77,6 +77,8 @@ def _starved(cells: list[Closed]) -> Judgement:
             f"; of the {len(wide)} in which they lose at least {WIDE_GAP:.0%}, "
             f"{sum(c.passed for c in wide)}"
         )
+    if drawn := [c for c in cells if c.profile.startswith("random-")]:
+        evidence += f"; of the {len(drawn)} random profiles, {sum(c.passed for c in drawn)}"
     failed = [c for c in cells if not c.passed]
     failed.sort(key=lambda c: c.gap.fraction if c.there else math.inf)
     return Judgement(demand, good >= 0.95 * len(cells), evidence, [f"    {c}" for c in failed])
