@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from densitylr.motion import VARIED
 from densitylr.outbursts import COLLAPSED
 from densitylr.records import Reading, StageReading
 
@@ -29,9 +30,6 @@ SAME = 0.02
 
 TOGETHER = 0.4
 """The same, for the geometric mean over all stages."""
-
-VARIED = 0.1
-"""Variety below which a stage says nothing about the example anyway, as before its lift-off."""
 
 VANISHED = SAME / 10
 """The same, where one probe is enough."""

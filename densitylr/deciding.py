@@ -119,8 +119,7 @@ class Decider:
         if self.recovery is not None:
             self.recovery.stepped()
         self.go_back()
-        if self.due and not self.monitor.closed:
-            self.monitor.arm(variety=self.cadence.young(self.steps))
+        self._arm_if_due()
 
     @property
     def due(self) -> bool:
@@ -174,6 +173,9 @@ class Decider:
         self.monitor.load_state_dict(ours["taps"])
         self._let_lifted_twins_go()
         self.monitor.armed = False
+        self._arm_if_due()
+
+    def _arm_if_due(self) -> None:
         if self.due and not self.monitor.closed:
             self.monitor.arm(variety=self.cadence.young(self.steps))
 

@@ -13,7 +13,16 @@ import numpy as np
 from densitylr.cadence import PATIENCE, YOUNG
 from densitylr.history import History
 
-__all__ = ["EARLY", "fell_mute", "has_moved", "levels", "lost_hold", "ran_away", "strayed"]
+__all__ = [
+    "EARLY",
+    "VARIED",
+    "fell_mute",
+    "has_moved",
+    "levels",
+    "lost_hold",
+    "ran_away",
+    "strayed",
+]
 
 CERTAIN = 3.2
 """Standard errors of a drift that is no chance; most among all stages that stood still: 2.3."""
@@ -62,7 +71,7 @@ MUTE = 0.01
 """Variety, against the untrained, of a stage that no longer tells examples apart; healthy: 0.03."""
 
 VARIED = 0.1
-"""Untrained variety below which that says nothing."""
+"""Variety below which a stage says nothing about the example anyway, as some do untrained."""
 
 GREW = 1.3
 """Level that a stage below the head has passed where a high rate is the cause, and no decay."""
@@ -176,12 +185,12 @@ def fell_mute(history: History, stage: str) -> int | None:
     if stage == head or history.steps[early][-1] < begun + SETTLED:
         return None
     variety = history.series(stage, "variety")[early]
-    top = max(np.nanmax(levels(history, s)[early], initial=-np.inf) for s in below)
-    if not (variety[0] >= VARIED and top > GREW):
-        return None
     told = np.flatnonzero(~(variety < MUTE * variety[0]))  # one that was not read is no evidence
     first = int(told[-1]) + 1
-    return first if len(variety) - first >= 4 else None
+    if not variety[0] >= VARIED or len(variety) - first < 4:
+        return None
+    top = max(np.nanmax(levels(history, s)[early], initial=-np.inf) for s in below)
+    return first if top > GREW else None
 
 
 def lost_hold(history: History, stage: str) -> int | None:
@@ -214,17 +223,12 @@ def strayed(history: History, stage: str) -> int | None:
     steps, peak = history.steps, history.series(stage, "peak")
     broken = history.series(stage, "nonfinite")
     rate = history.series(stage, "rate") * np.nan_to_num(history.series(stage, "scale"), nan=1.0)
-    for i in range(STRAY_AFTER, len(peak) - 1):
+    for i in np.flatnonzero(peak[:-1] > STRAY * peak[1:]):
         before = peak[:i][np.isfinite(peak[:i]) & (peak[:i] > 0)]
-        early = steps[i] < steps[0] + SETTLED or len(before) < STRAY_AFTER
-        if early or not np.isfinite(peak[i + 1]):
+        if steps[i] < steps[0] + SETTLED or len(before) < STRAY_AFTER or broken[: i + 2].any():
             continue
-        if (
-            broken[: i + 2].any()
-            or rate[i - 1 : i + 2].max() > RATE_JUMP * rate[i - 3 : i - 1].max()
-        ):
+        if rate[i - 1 : i + 2].max() > RATE_JUMP * rate[i - 3 : i - 1].max():
             continue
-        times = max(STRAY, math.exp(STRAY_ERRORS * float(np.log(before).std())))
-        if peak[i] > times * before.max() and peak[i] > STRAY * peak[i + 1]:
-            return i
+        if peak[i] > before.max() * max(STRAY, math.exp(STRAY_ERRORS * np.log(before).std())):
+            return int(i)
     return None

@@ -138,9 +138,8 @@ class Recovery:
 
     def _take(self, step: int, law: LawState) -> None:
         room = self._snapshots.pop(0) if len(self._snapshots) > 1 else None
-        taken = Snapshot(step, self.model, self.optimizer, self._force, law, room)
-        taken.acted, taken.recent = self._acted, tuple(self.watch.recent)
-        taken.top, self._top = self._top or self._largest(), 0.0
+        taken = self._taken(step, self._force, law, self._acted, top=self._top, room=room)
+        self._top = 0.0
         self._snapshots.append(taken)
 
     def _decide(
@@ -254,10 +253,18 @@ class Recovery:
             self._snapshots = [self._taken(loaded.step, loaded.rates, loaded.law, loaded.acted)]
 
     def _taken(
-        self, step: int, force: Mapping[str, float], law: LawState, acted: Mapping[str, float]
+        self,
+        step: int,
+        force: Mapping[str, float],
+        law: LawState,
+        acted: Mapping[str, float],
+        *,
+        top: float = 0.0,
+        room: Snapshot | None = None,
     ) -> Snapshot:
-        taken = Snapshot(step, self.model, self.optimizer, force, law)
-        taken.top, taken.acted, taken.recent = self._largest(), acted, tuple(self.watch.recent)
+        taken = Snapshot(step, self.model, self.optimizer, force, law, room)
+        taken.top, taken.acted = top or self._largest(), acted
+        taken.recent = tuple(self.watch.recent)
         return taken
 
     def forget(self) -> None:

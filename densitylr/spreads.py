@@ -67,9 +67,9 @@ def gain_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
 
     Rescaled to the nearest customary spread it would have none.
     """
-    rms = float(weight.double().square().mean().sqrt())
-    if weight.numel() < 2 or not math.isfinite(rms) or rms == 0:
+    if weight.numel() < 2 or not (factors := _to_one(weight)):
         return ""
+    rms = 1 / factors[0]
     spreads, too_large = _fan_spreads(layer, shape, meant=True), _TOO_LARGE
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         spreads, too_large = {**spreads, _DEFAULT: 1.0}, _TOO_LARGE_TABLE
@@ -77,10 +77,8 @@ def gain_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
     ratio = rms / spread
     if _TOO_SMALL * min(spreads.values()) <= rms <= too_large * max(spreads.values()):
         return ""
-    largest = float(weight.abs().max())
-    # By the RMS, or by the limit of a uniform draw, which its RMS gives less sharply.
-    for factor in (spread / rms, math.sqrt(3) * spread / largest):
-        if not weight_trace(weight.double() * factor, layer, shape):
+    for factor in factors:
+        if not weight_trace(weight.double() * (spread * factor), layer, shape):
             return (
                 f"its spread {rms:.3g} is {ratio:.3g} times that of the nearest usual "
                 f"initialisation ({name}: {spread:.3g})"
@@ -90,11 +88,15 @@ def gain_trace(weight: Tensor, layer: nn.Module, shape: torch.Size) -> str:
 
 def is_draw(values: Tensor) -> bool:
     """Whether a tensor could be an independent draw of whatever spread."""
+    return any(not draw_trace(values.double() * f, {"1": 1.0}, {})[0] for f in _to_one(values))
+
+
+def _to_one(values: Tensor) -> tuple[float, ...]:
+    """Factors that bring a draw to a spread of 1, by its RMS and by the limit of a uniform draw,
+    which its RMS gives less sharply; none if it is not finite, or all zero.
+    """
     rms, largest = float(values.double().square().mean().sqrt()), float(values.abs().max())
-    if not math.isfinite(largest) or rms == 0:
-        return False
-    factors = 1 / rms, math.sqrt(3) / largest
-    return any(not draw_trace(values.double() * f, {"1": 1.0}, {})[0] for f in factors)
+    return (1 / rms, math.sqrt(3) / largest) if math.isfinite(largest) and rms else ()
 
 
 def _fan_spreads(layer: nn.Module, shape: torch.Size, *, meant: bool = False) -> dict[str, float]:

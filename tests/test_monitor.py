@@ -9,6 +9,7 @@ import math
 import pickle
 import warnings
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from densitylr import DensityMonitor
 from densitylr.probe import Probe
+from densitylr.taps import Tap
 
 
 def mlp() -> nn.Sequential:
@@ -622,3 +624,27 @@ def test_a_watched_layer_that_was_not_called_at_a_probe_has_no_peak() -> None:
     assert reading is not None
     assert math.isfinite(reading.stages["both"].rms)
     assert math.isnan(reading.stages["both"].peak)
+
+
+def test_between_probes_one_layer_is_looked_at_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, measured: list[int]
+) -> None:
+    looked: list[str] = []
+    plain = Tap.keep_peak
+
+    def counting(tap: Tap, *rest: Any) -> None:
+        looked.append(tap.name)
+        plain(tap, *rest)
+
+    monkeypatch.setattr(Tap, "keep_peak", counting)
+    model = mlp()
+    monitor = DensityMonitor(model, every=None, guard=True)
+    monitor.arm()
+    model(torch.randn(12, 6))
+    monitor.collect(0)
+    looked.clear()
+    measured.clear()
+    for _ in range(4):
+        model(torch.randn(12, 6))
+    assert looked == ["0"] * 4
+    assert measured == []
