@@ -104,7 +104,10 @@ def _moments(values: Tensor) -> _Moments:
 
 
 def draw_trace(
-    values: Tensor, spreads: Mapping[str, float], normal_spreads: Mapping[str, float]
+    values: Tensor,
+    spreads: Mapping[str, float],
+    normal_spreads: Mapping[str, float],
+    uniform_spreads: Mapping[str, float] | None = None,
 ) -> tuple[str, list[Shape]]:
     """Compare a tensor with every known draw.
 
@@ -112,6 +115,7 @@ def draw_trace(
         values: any shape.
         spreads: standard deviations by name, for every shape of distribution.
         normal_spreads: further ones for the normal distribution, whole or truncated.
+        uniform_spreads: further ones for the uniform distribution.
 
     Returns:
         What speaks against all of them, empty if one fits; and the shapes that fit.
@@ -128,13 +132,15 @@ def draw_trace(
     if not shapes:
         expected = ", ".join(f"{s.name} {s.absolute:.4f}" for s in _SHAPES)
         return f"shape: mean magnitude over RMS {ratio:.4f}, known are {expected}", []
-    every = {**spreads, **normal_spreads}
+    uniform, normal = {**spreads, **(uniform_spreads or {})}, {**spreads, **normal_spreads}
     candidates = [
         (shape, name, spread * scale)
         for shape in shapes
-        for name, spread in (spreads if shape is _UNIFORM else every).items()
+        for name, spread in (uniform if shape is _UNIFORM else normal).items()
         for scale in shape.scales
     ]
+    if not candidates:
+        return f"shape: {shapes[0].name}, no initialisation draws such a tensor from it", []
     near = [c for c in candidates if _same_spread(seen, c[2], c[0].kurtosis)]
     if not near:
         shape, name, spread = min(candidates, key=lambda c: abs(math.log(seen.rms / c[2])))

@@ -11,7 +11,7 @@ here is taken for somebody who trained them: the law then does nothing, which is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,8 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
     - Batch norm: running mean 0, running variance 1, no batch seen.
     - Parameters outside weight layers: constant (norms, layer scales), or a draw with a
       customary spread (tokens, position embeddings).
-    - Biases: constant, or a draw from ``U(±1/sqrt(fan))`` or with a customary spread.
+    - Biases: constant, or a draw from ``U(±1/sqrt(fan))``, whose limit is sharp, or from the
+      normal distribution that the layer's weight is drawn from, too.
     - Weights: constant, or orthogonal, or a draw with all of: mean 0; the *shape* of a normal,
       a uniform or a normal truncated at two standard deviations, by Geary's ratio of mean
       magnitude to RMS and by the largest magnitude; the *spread* of a known formula (Kaiming,
@@ -119,7 +120,7 @@ def check_untrained(stage: Stage, model: nn.Module | None = None) -> WeightCheck
                 if gain:
                     bad_gain, trace = bad_gain or f"{tap}.{local}: {gain}", ""
             else:
-                trace = _bias_trace(parameter, layer, connections)
+                trace = _bias_trace(parameter, layer, connections, weights)
             if trace:
                 return WeightCheck(False, f"{tap}.{local}: {trace}")
             checked += 1
@@ -206,15 +207,23 @@ def _without_clamped(weight: Tensor) -> Tensor:
     return weight.masked_fill(clamped, 0) if bool(clamped.any()) else weight
 
 
-def _bias_trace(bias: Tensor, layer: nn.Module, connections: Mapping[str, float]) -> str:
+def _bias_trace(
+    bias: Tensor, layer: nn.Module, connections: Mapping[str, float], weights: Iterable[Tensor]
+) -> str:
     """The same for a bias; a recurrent layer's gates may start from different constants."""
     gates = {"LSTM": 4, "GRU": 3}.get(getattr(layer, "mode", ""), 1)
-    spreads = {f"torch default, {k} {v:g}": math.sqrt(1 / 3 / v) for k, v in connections.items()}
+    default = {f"torch default, {k} {v:g}": math.sqrt(1 / 3 / v) for k, v in connections.items()}
     for part in bias.chunk(gates):
         if is_constant(part) or float(part.abs().max()) <= _TINY:
             continue
-        trace, _ = draw_trace(part, spreads, FIXED)
-        if trace:
+        trace, _ = draw_trace(part, {}, {}, default)
+        # A normal draw has no limit, and would pass for most biases that were trained for a while.
+        shared = trace and any(
+            not draw_trace(whole(w), {}, spread)[0] and not draw_trace(part, {}, spread)[0]
+            for w in weights
+            for spread in ({name: std} for name, std in FIXED.items())
+        )
+        if trace and not shared:
             return trace
     return ""
 

@@ -301,6 +301,28 @@ def test_trained_biases_and_norms_give_a_stage_away():
     assert only(model).reason.startswith("0.bias: spread")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bias_may_be_normal_only_if_its_weight_is(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 256))
+    with torch.no_grad():
+        model[0].bias.normal_(std=0.05)
+    assert only(model).reason.startswith(("0.bias: shape", "0.bias: spread", "0.bias: largest"))
+    with torch.no_grad():
+        model[0].weight.normal_(std=0.05)
+    assert_untrained(model)
+
+
+def test_a_bias_that_passed_the_limit_of_its_draw_reads_trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64))
+    nn.init.kaiming_normal_(model[0].weight)
+    assert only(model).untrained
+    with torch.no_grad():
+        model[0].bias[3] = 1.1 / 8
+    assert "largest magnitude 0.1375" in only(model).reason
+
+
 def test_batch_norm_statistics_need_the_model():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
