@@ -11,6 +11,7 @@ waits for a device; `summarise` turns its sums into numbers on the host.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -268,10 +269,9 @@ def summarise(rows: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
 
 
 def loudness(a: Tensor) -> Tensor:
-    """Root mean square in one pass, 0-dim float32; NaN or infinite where an element is."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(a.detach(), dtype=dtype)
-    return (norm / max(1, a.numel()) ** 0.5).float()
+    """Root mean square, 0-dim in `row_dtype`; NaN or infinite where an element is."""
+    norm = torch.linalg.vector_norm(a, dtype=row_dtype(a.device))
+    return norm.div_(math.sqrt(max(1, a.numel())))
 
 
 def variety(a: Tensor, examples: int = 0) -> Tensor:

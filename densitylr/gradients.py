@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from densitylr.distributed import Ranks
@@ -39,7 +40,7 @@ def without_gradient(
     looked = [n for n, s in reading.stages.items() if s.displacement < limits[n]]
     if not (reading.step and looked):
         return reading
-    counts = [count for name in looked for count in _count(stages[name])]
+    counts = _counts([stages[name] for name in looked])
     if ranks is not None and ranks.sharded:
         counts = ranks.total(counts, reading.step)
     changed = {
@@ -50,12 +51,39 @@ def without_gradient(
     return Reading(reading.step, {**reading.stages, **changed}) if changed else reading
 
 
-def _count(stage: Stage) -> tuple[int, int]:
-    """How many gradients can be read here, and whether there is anything but zeros in them."""
-    # The smallest is looked at first, as it is all that is read of a stage that is alive.
-    smallest_first = sorted(stage.parameters.values(), key=Tensor.numel)
-    found = [values for p in smallest_first if (values := _values(p)) is not None]
-    return len(found), int(any(bool(values.any()) for values in found))
+def _counts(stages: Sequence[Stage]) -> list[int]:
+    """Of each stage, whether any gradient can be read here, and whether one is not all zeros."""
+    gradients = [_smallest_first(stage) for stage in stages]
+    first = [next(own, None) for own in gradients]
+    alive = iter(_any_of([values for values in first if values is not None]))
+    counts = []
+    for smallest, larger in zip(first, gradients, strict=True):
+        if smallest is None:
+            counts += [0, 0]
+        else:
+            counts += [1, int(next(alive) or any(bool(values.any()) for values in larger))]
+    return counts
+
+
+def _smallest_first(stage: Stage) -> Iterator[Tensor]:
+    """The gradients of a stage: the first is all that is read of one that is alive, as a rule."""
+    for parameter in sorted(stage.parameters.values(), key=Tensor.numel):
+        values = _values(parameter)
+        if values is not None:
+            yield values
+
+
+def _any_of(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each holds anything but zeros; one copy to the host for each device."""
+    places: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(i)
+    found = [False] * len(tensors)
+    for at in places.values():
+        flags = torch.stack([tensors[i].any() for i in at]).tolist()
+        for i, flag in zip(at, flags, strict=True):
+            found[i] = flag
+    return found
 
 
 def _values(parameter: Tensor) -> Tensor | None:

@@ -39,7 +39,7 @@ class TapHook:
 
     def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
-        if monitor is not None and not self.idle():
+        if monitor is not None and (monitor.armed or self.tap in monitor.watched):
             below(monitor._read, self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -234,28 +234,26 @@ class DensityMonitor:
             self._guard_due, watched, self.watched = False, True, frozenset([name])
         if a.is_cuda and not probe and torch.cuda.is_current_stream_capturing():
             return  # a graph would go on writing where a new probe may be made
-        with torch.no_grad():
-            if a.device not in self._probes:
-                taps = self._taps.values()
-                twins = [tap.row for tap in taps if tap.twin is not None]
-                self._probes[a.device] = Probe(
-                    [tap.rms0 for tap in taps],
-                    twins,
-                    self._budget or 0,
-                    a.device,
-                    watched=[self._taps[name].row for name in self.watched],
-                )
-            here = self._probes[a.device]
-            if probe:
-                tap.read(args, kwargs, a.detach(), here)
-            if watched:
-                if name in self._loaded:
-                    here.rows[tap.row, PEAK] = self._loaded.pop(name, 0.0)
-                tap.keep_peak(a.detach(), here.rows[tap.row])
-            if probe and self._varied:
-                tap.read_variety(a.detach(), here.rows[tap.row])
+        a = a.detach()
+        here = self._probes.get(a.device) or self._new_probe(a.device)
         if probe:
+            tap.read(args, kwargs, a, here)
             tap.device = a.device
+        if watched:
+            if name in self._loaded:
+                here.rows[tap.row, PEAK] = self._loaded.pop(name, 0.0)
+            tap.keep_peak(a, here.peaks[tap.row])
+        if probe and self._varied:
+            tap.read_variety(a, here.rows[tap.row])
+
+    def _new_probe(self, device: torch.device) -> Probe:
+        taps = self._taps.values()
+        twins = [tap.row for tap in taps if tap.twin is not None]
+        watched = [self._taps[name].row for name in self.watched]
+        known = [tap.rms0 for tap in taps]
+        probe = Probe(known, twins, self._budget or 0, device, watched=watched)
+        self._probes[device] = probe
+        return probe
 
     def _forward_began(self) -> None:
         if self.every is not None and self.step % self.every == 0 and not self.closed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from densitylr.density import (
     measure,
     row_dtype,
 )
+from densitylr.sampling import shares_memory
 
 __all__ = ["DORMANT", "PEAK", "SUMS", "UNKEPT", "VARIETY", "Probe"]
 
@@ -33,7 +34,8 @@ UNKEPT = -1.0
 THINNED = 8
 """One in so many elements of a sample tells of its channel."""
 
-ChannelsOf = Callable[[Tensor], Tensor]
+_Layout = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+ChannelsOf = Callable[[Tensor, Tensor], Tensor]
 
 
 class Probe:
@@ -67,6 +69,7 @@ class Probe:
         self.rows = torch.zeros(count, PEAK + 1, dtype=row_dtype(device), device=device)
         self.rows[:, DORMANT:PEAK] = torch.nan
         self.rows[:, PEAK] = UNKEPT
+        self.peaks = self.rows[:, PEAK].unbind()
         self.forget_peaks()
         known = [math.nan if value is None else value for value in rms0]
         real: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the default is
@@ -78,36 +81,58 @@ class Probe:
         self._slots = torch.full((taps, 0), CHANNELS, device=device)
         self._weights = torch.full((taps, CHANNELS), torch.nan, **real)
         self._places: dict[int, Tensor] = {}  # where the samples of a row go, in their shape
-        self._layouts: dict[int, Hashable] = {}
+        self._layouts: dict[int, _Layout] = {}
+        self._views: dict[int, tuple[tuple[int, ...], int]] = {}  # of a tap without an answer
         self._fresh: set[int] = set()  # rows that were kept since the last `finish`
+
+    def again(self, tap: int, output: Tensor) -> bool:
+        """Keep the same sample as of the last output of a tap that nothing has answered to.
+
+        Returns:
+            False, and nothing is kept, if ``output`` does not lie in memory as that one did.
+        """
+        view = self._views.get(tap)
+        if view is None or self._layouts[tap][:2] != (output.shape, output.stride()):
+            return False
+        strides, offset = view
+        place = self._places[tap]
+        offset += int(output.storage_offset())
+        place.copy_(output.as_strided(place.shape, strides, offset))
+        self._fresh.add(tap)
+        return True
 
     def put(
         self,
         tap: int,
+        output: Tensor,
         sample: Tensor,
         answer: Tensor | None,
-        layout: Hashable,
         channels: ChannelsOf,
     ) -> None:
         """Keep what was seen of a tap.
 
         Args:
             tap: its row.
-            sample: of its output, of any shape.
+            output: its output.
+            sample: of ``output``, of any shape.
             answer: its twin's to the same input, of any shape; None where there is none.
-            layout: what the channels of the sample's elements depend on.
-            channels: tells the channel of each element; asked for a new layout.
+            channels: tells the channel of each element of a sample; asked for a new layout.
         """
         if answer is not None:
             self._keep(self.twin_row[tap], answer)
         self._partner[tap] = -1 if answer is None else self.twin_row[tap]
         self._keep(tap, sample)
+        layout = output.shape, output.stride(), sample.shape
         if self._layouts.get(tap) != layout:
             self._layouts[tap] = layout
             self._slots[tap] = CHANNELS
-            slots = channel_slots(channels(sample)[::THINNED])
+            slots = channel_slots(channels(output, sample)[::THINNED])
             self._slots[tap, : len(slots)] = slots
             self._weights[tap] = channel_weights(slots)
+        self._views.pop(tap, None)
+        if answer is None and shares_memory(sample, output):
+            offset = int(sample.storage_offset()) - int(output.storage_offset())
+            self._views[tap] = sample.stride(), offset
 
     def finish(self) -> Tensor:
         """Measure what was kept. Returns `rows`; nobody has waited for the device."""

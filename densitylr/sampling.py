@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BUDGET", "CHANNELS", "PAIRED", "Sampler", "tap_budget"]
+__all__ = ["BUDGET", "CHANNELS", "PAIRED", "Sampler", "shares_memory", "tap_budget"]
 
 CHANNELS = 64
 """Most output channels of a block."""
@@ -39,6 +39,11 @@ _View = tuple[tuple[int, ...], tuple[int, ...], int]
 def tap_budget(taps: int) -> int:
     """Most outputs to read of each of so many taps that have no twin, a power of two."""
     return max(LEAST, 2 ** int(math.log2(BUDGET / max(1, taps))))
+
+
+def shares_memory(sample: Tensor, output: Tensor) -> bool:
+    """Whether a sample is a view of the output, and no copy."""
+    return sample.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
 
 
 class Sampler:
@@ -116,8 +121,7 @@ class Sampler:
             told from where they lie, because the output has gaps in memory.
         """
         reach = 1 + sum((n - 1) * s for n, s in zip(output.shape, output.stride(), strict=True))
-        copied = sample.untyped_storage().data_ptr() != output.untyped_storage().data_ptr()
-        if copied or reach != output.numel():
+        if not shares_memory(sample, output) or reach != output.numel():
             return torch.full((sample.numel(),), -1, device=sample.device)
         offsets = torch.tensor(sample.storage_offset() - output.storage_offset())
         for length, stride in zip(sample.shape, sample.stride(), strict=True):
@@ -135,7 +139,7 @@ class Sampler:
             shape, stride, offset = known
             return output.as_strided(shape, stride, int(output.storage_offset()) + offset)
         view = make(output)
-        if view.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():  # no copy
+        if shares_memory(view, output):
             if len(self._views) >= SHAPES:
                 self._views.clear()
             offset = int(view.storage_offset()) - int(output.storage_offset())

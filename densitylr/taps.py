@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densitylr.density import loudness, variety
-from densitylr.probe import PEAK, VARIETY, Probe
+from densitylr.probe import VARIETY, Probe
 from densitylr.sampling import Sampler
 from densitylr.twin import Args, Kwargs, make_twin
 
@@ -40,17 +40,21 @@ class Tap:
 
     def read(self, args: Args, kwargs: Kwargs, a: Tensor, probe: Probe) -> None:
         """Put the layer's output into the probe, with the twin's answer beside it."""
+        if self.twin is None and probe.again(self.row, a):
+            return
         a = self.sampler.batched(a)
-        answer = self.twin(args, kwargs, self.sampler.strides(a)) if self.twin else None
+        if self.twin is None:
+            answer, sample = None, self.sampler.spread(a)
+        else:
+            sample = self.sampler.block(a)
+            with torch.no_grad():
+                answer = self.twin(args, kwargs, self.sampler.strides(a))
         self.answered = answer is not None
-        sample = self.sampler.block(a) if self.twin else self.sampler.spread(a)
-        layout = (a.shape, a.stride(), sample.shape)
-        probe.put(self.row, sample, answer, layout, lambda sample: self.sampler.channels(a, sample))
+        probe.put(self.row, a, sample, answer, self.sampler.channels)
 
-    def keep_peak(self, a: Tensor, row: Tensor) -> None:
-        """The largest RMS since the last probe, in ``row``."""
-        peak = row[PEAK]
-        torch.maximum(peak, loudness(self._peaks.spread(a)).to(peak.dtype), out=peak)
+    def keep_peak(self, a: Tensor, peak: Tensor) -> None:
+        """The largest RMS since the last probe, in ``peak``, 0-dim."""
+        torch.maximum(peak, loudness(self._peaks.spread(a)), out=peak)
 
     def read_variety(self, a: Tensor, row: Tensor) -> None:
         """How much depends on the example, in ``row``."""

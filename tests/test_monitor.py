@@ -36,13 +36,13 @@ def hooks_of(model: nn.Module) -> int:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of what was measured, in order."""
     sizes: list[int] = []
-    plain = Probe.put
+    plain = Tap.read
 
-    def counting(probe: Probe, tap: int, sample: Tensor, *rest: object) -> None:
-        sizes.append(sample.numel())
-        plain(probe, tap, sample, *rest)
+    def counting(tap: Tap, args: Any, kwargs: Any, a: Tensor, probe: Probe) -> None:
+        plain(tap, args, kwargs, a, probe)
+        sizes.append(probe.sizes[tap.row])
 
-    monkeypatch.setattr(Probe, "put", counting)
+    monkeypatch.setattr(Tap, "read", counting)
     return sizes
 
 
