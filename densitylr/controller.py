@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from densitylr.arrival import Arrival
 from densitylr.cadence import Cadence, check_every
 from densitylr.checkpoint import joined, parted
 from densitylr.checks import check_optimizer, check_recover, check_stages
@@ -123,8 +124,9 @@ class DensityLR(Stepping):
         self.inner = optimizer
         self.mode = mode
         self.every = every
+        builds_up = startup(stepping)
         if policy is None:
-            policy = law if mode == "repair" else replace(law, **startup(stepping))
+            policy = law if mode == "repair" else replace(law, **builds_up)
         self.policy: Policy = policy
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         free = [name for name in self.stages if name not in self._pretrained]
@@ -149,6 +151,9 @@ class DensityLR(Stepping):
         )
         monitor.ranks = self._ranks
         self._cadence = Cadence(every, steady=recover)
+        arrival = Arrival()
+        if mode == "repair":  # a search raises rates while momentum builds up, and knows of it
+            arrival = Arrival(builds_up.get("momentum", 0.0), builds_up.get("nesterov", False))
         self._recovery = Recovery(model, optimizer) if recover else None
         decider = Decider(
             monitor,
@@ -157,6 +162,7 @@ class DensityLR(Stepping):
             state,
             mode=mode,
             cadence=self._cadence,
+            arrival=arrival,
             recovery=self._recovery,
             observe_only=observe_only,
         )

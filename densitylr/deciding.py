@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from densitylr.arrival import Arrival
 from densitylr.cadence import Cadence
 from densitylr.gradients import without_gradient
 from densitylr.history import History
@@ -39,6 +40,7 @@ class Decider:
         law: the state to begin with, of the stages that ``policy`` may decide on.
         mode: its name.
         cadence: when to look.
+        arrival: how the scales of ``policy`` come into force.
         recovery: what goes back after a collapse, if anything.
         observe_only: decide, but leave all scales at 1.
 
@@ -55,11 +57,12 @@ class Decider:
         *,
         mode: str,
         cadence: Cadence,
+        arrival: Arrival,
         recovery: Recovery | None,
         observe_only: bool,
     ) -> None:
         self.monitor, self.rates, self.policy, self.law = monitor, rates, policy, law
-        self.mode, self.cadence, self.recovery = mode, cadence, recovery
+        self.mode, self.cadence, self.arrival, self.recovery = mode, cadence, arrival, recovery
         self.observe_only = observe_only
         self.steps = 0
         self._unread = 0  # steps since a reading was asked for
@@ -75,7 +78,7 @@ class Decider:
         """The factor now in force on the user's learning rate of each stage."""
         if self.observe_only or self.monitor.closed:
             return dict.fromkeys(self.rates.stages, 1.0)
-        chosen = self.law.scales
+        chosen = self.arrival.in_force(self.law.scales)
         scales = {name: chosen.get(name, 1.0) for name in self.rates.stages}
         if self.recovery is None or not self.recovery.cap:
             return scales
@@ -103,7 +106,9 @@ class Decider:
         if found is None:
             if not stepping:
                 return
+            before = self.law.scales
             self.law, decisions = self.policy.decide(self.law, reading, rates, ceiling)
+            self.arrival.changed(before, self.law.scales)
         if self.recovery is not None:
             event = self.recovery.see(reading.step, found, rates, self.scales, self.law)
             decisions = [*decisions, event] if event is not None else decisions
@@ -130,6 +135,7 @@ class Decider:
         target = self.recovery.go_back() if self.recovery is not None else None
         if target is not None:
             self.law = target.law.later(self.steps - target.step)
+            self.arrival.late.clear()
             self.monitor.forget_peaks()
 
     def look_without_a_step(self) -> None:
@@ -149,6 +155,7 @@ class Decider:
             "twins_due": self._twins_due,
             "mode": self.mode,
             "law": self.law.to_dict(),
+            "arrival": self.arrival.state_dict(),
             "history": self.history.state_dict(),
             "taps": self.monitor.state_dict(),
         }
@@ -163,6 +170,8 @@ class Decider:
         self.cadence.decided = ours["decided"]
         self.cadence.first = ours["first"]
         self.law = LawState.from_dict(ours["law"])
+        if "arrival" in ours:  # not in an older checkpoint
+            self.arrival.load_state_dict(ours["arrival"])
         self._twins_due = ours["twins_due"]
         self.history.load_state_dict(ours["history"])
         if self.recovery is not None and "recovery" in ours:
