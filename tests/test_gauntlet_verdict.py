@@ -10,7 +10,7 @@ import pytest
 from gauntlet_records import ILL, gauntlet, names_of, record
 
 from experiments.gauntlet.conduct import named, quiet
-from experiments.gauntlet.outcomes import closed, recovered
+from experiments.gauntlet.outcomes import AGAIN, closed, closed_by_luck, recovered
 from experiments.gauntlet.verdict import Judgement, judge
 
 Record = dict[str, Any]
@@ -52,6 +52,17 @@ def test_the_gap_of_a_cell_is_a_ratio_of_means_over_its_seeds() -> None:
     assert cell.there
     assert not cell.passed
     assert "closed 80%" in str(cell)
+
+
+def test_what_seeds_alone_would_reach_is_flat_against_flat() -> None:
+    records = three("one-first", 0.4, 0.0, 0.8) + three("one-first", 0.2, 0.0, 0.8, seed=1)
+    assert closed_by_luck(records) == []
+    records += [record(accuracy=0.7, seed=AGAIN), record(accuracy=0.5, seed=AGAIN + 1)]
+    (cell,) = closed_by_luck(records)
+    assert (cell.fixed, cell.repaired, cell.flat) == pytest.approx((0.3, 0.6, 0.8))
+    assert not cell.passed
+    told = "flat rates with other seeds, in the place of repair, pass in 0 of 1"
+    assert told in verdicts(records)["starved at"].evidence
 
 
 @pytest.mark.parametrize(

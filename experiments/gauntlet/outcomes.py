@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from experiments.gauntlet.nets import build
 from experiments.stats import Gap, gap_closed
 
 __all__ = [
+    "AGAIN",
     "LEAST_GAP",
     "SETTING",
     "SLACK",
@@ -23,6 +24,7 @@ __all__ = [
     "Record",
     "Recovered",
     "closed",
+    "closed_by_luck",
     "family",
     "flat_runs",
     "group",
@@ -38,6 +40,9 @@ LEAST_GAP = 0.02
 
 WIDE_GAP = 0.1
 """Loss of accuracy that stands well above the difference of seeds."""
+
+AGAIN = 5
+"""Seeds between a flat run and the one that is taken for a repaired one, see `closed_by_luck`."""
 
 SLACK = 1e-9
 """Accuracies have five decimals; a difference of two of them is on a limit if it is this near."""
@@ -118,20 +123,39 @@ def closed(records: Sequence[Record], arm: str = "repair") -> list[Closed]:
         records: of any conditions and arms.
         arm: which one is to close the gap.
     """
+    return _closed(records, lambda runs, flat, seed: runs.get((arm, seed)))
+
+
+def closed_by_luck(records: Sequence[Record]) -> list[Closed]:
+    """The same with flat runs of other seeds, `AGAIN` further on, in the place of the arm.
+
+    What an arm would reach that is as good as flat rates, and differs from them by its seeds.
+    """
+    return _closed(records, lambda runs, flat, seed: flat.get(("fixed", seed + AGAIN)))
+
+
+_Runs = Mapping[tuple[str, int], Record]
+
+
+def _closed(
+    records: Sequence[Record], repaired: Callable[[_Runs, _Runs, int], Record | None]
+) -> list[Closed]:
     flats = flat_runs(records)
     cells = []
     starved = (r for r in records if family(r) == "starved" and _usual(r))
     for key, runs in group(starved, *SETTING, "condition").items():
         flat = flats.get(key[:-1], {})
-        seeds = sorted(
-            s for a, s in runs if a == arm and ("fixed", s) in runs and ("fixed", s) in flat
-        )
-        if not seeds:
+        own: list[list[float]] = []
+        for arm, seed in sorted(runs):
+            mended = repaired(runs, flat, seed)
+            if arm == "fixed" and ("fixed", seed) in flat and mended is not None:
+                three = runs["fixed", seed], mended, flat["fixed", seed]
+                own.append([record["accuracy"] for record in three])
+        if not own:
             continue
-        arms = ((runs, arm), (runs, "fixed"), (flat, "fixed"))
-        repaired, fixed, good = ([t[a, s]["accuracy"] for s in seeds] for t, a in arms)
-        gap = gap_closed(repaired, fixed, good)
-        means = [float(np.mean(numbers)) for numbers in (fixed, repaired, good)]
+        fixed, ours, good = (list(numbers) for numbers in zip(*own, strict=True))
+        gap = gap_closed(ours, fixed, good)
+        means = [float(np.mean(numbers)) for numbers in (fixed, ours, good)]
         cells.append(Closed(key[0], key[1], key[-1], means[0], means[1], means[2], gap))
     return cells
 

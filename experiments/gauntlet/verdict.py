@@ -16,6 +16,7 @@ from experiments.gauntlet.outcomes import (
     Record,
     Recovered,
     closed,
+    closed_by_luck,
     family,
     label,
     recovered,
@@ -44,7 +45,7 @@ class Judgement:
 
 def judge(records: Sequence[Record]) -> Iterator[Judgement]:
     """All demands that these records can answer."""
-    yield _starved(closed(records))
+    yield _starved(closed(records), closed_by_luck(records))
     runs = quiet(records)
     for kind in ("healthy", "pretrained"):
         yield _silent(kind, [q for q in runs if family(q.record) == kind])
@@ -56,7 +57,7 @@ def judge(records: Sequence[Record]) -> Iterator[Judgement]:
     yield _searches(records)
 
 
-def _starved(cells: list[Closed]) -> Judgement:
+def _starved(cells: list[Closed], lucky: list[Closed]) -> Judgement:
     demand = "starved: at least 95 % of the cells close at least 90 % of the gap"
     if not cells:
         return Judgement(demand, None, "")
@@ -79,6 +80,11 @@ def _starved(cells: list[Closed]) -> Judgement:
         )
     if drawn := [c for c in cells if c.profile.startswith("random-")]:
         evidence += f"; of the {len(drawn)} random profiles, {sum(c.passed for c in drawn)}"
+    if lucky:
+        evidence += (
+            f"; flat rates with other seeds, in the place of repair, pass in "
+            f"{sum(c.passed for c in lucky)} of {len(lucky)}"
+        )
     failed = [c for c in cells if not c.passed]
     failed.sort(key=lambda c: c.gap.fraction if c.there else math.inf)
     return Judgement(demand, good >= 0.95 * len(cells), evidence, [f"    {c}" for c in failed])
