@@ -26,6 +26,7 @@ from densitylr.liftoff import LiftOff
 from densitylr.monitor import DensityMonitor
 from densitylr.policy import LawState, Policy
 from densitylr.pretrained import pretrained_stages
+from densitylr.pull import Pull
 from densitylr.rates import StageRates, startup
 from densitylr.records import Diagnosis
 from densitylr.recovery import Recovery
@@ -165,6 +166,7 @@ class DensityLR(Stepping):
             arrival=arrival,
             recovery=self._recovery,
             observe_only=observe_only,
+            pull=Pull(self.stages, free, self._ranks) if mode == "free" else None,
         )
         self._attach(stepping, decider, kept)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from densitylr.gradients import without_gradient
 from densitylr.history import History
 from densitylr.monitor import DensityMonitor
 from densitylr.policy import LawState, Policy
+from densitylr.pull import Pull
 from densitylr.rates import StageRates
 from densitylr.records import Decision
 from densitylr.recovery import Recovery
@@ -43,6 +44,7 @@ class Decider:
         arrival: how the scales of ``policy`` come into force.
         recovery: what goes back after a collapse, if anything.
         observe_only: decide, but leave all scales at 1.
+        pull: what looks at the pull of gradients after a search, if anything.
 
     Attributes:
         steps: optimizer steps taken.
@@ -60,10 +62,12 @@ class Decider:
         arrival: Arrival,
         recovery: Recovery | None,
         observe_only: bool,
+        pull: Pull | None = None,
     ) -> None:
         self.monitor, self.rates, self.policy, self.law = monitor, rates, policy, law
         self.mode, self.cadence, self.arrival, self.recovery = mode, cadence, arrival, recovery
         self.observe_only = observe_only
+        self.pull = pull
         self.steps = 0
         self._unread = 0  # steps since a reading was asked for
         # Which twins are of use is known once the schedule has set the rates of a first step.
@@ -93,6 +97,8 @@ class Decider:
         """
         if self.recovery is not None:
             self.recovery.begin()
+        if self.pull is not None and stepping and self._following:
+            self.pull.add()
         reading = self.monitor.collect(self.steps)
         if reading is None:
             if stepping:
@@ -100,6 +106,8 @@ class Decider:
             return
         self._unread = 0
         reading = without_gradient(reading, self.rates.stages, self.monitor.ranks)
+        if self.pull is not None:
+            reading = self.pull.onto(reading)
         rates, ceiling = self.rates.now()
         found = self.recovery.look(reading) if self.recovery is not None else None
         decisions: list[Decision] = []
@@ -109,6 +117,7 @@ class Decider:
             before = self.law.scales
             self.law, decisions = self.policy.decide(self.law, reading, rates, ceiling)
             self.arrival.changed(before, self.law.scales)
+            self._let_pull_go()
         if self.recovery is not None:
             event = self.recovery.see(reading.step, found, rates, self.scales, self.law)
             decisions = [*decisions, event] if event is not None else decisions
@@ -159,6 +168,8 @@ class Decider:
             "history": self.history.state_dict(),
             "taps": self.monitor.state_dict(),
         }
+        if self.pull is not None:
+            ours["pull"] = self.pull.state_dict()
         if self.recovery is not None:
             ours["recovery"] = self.recovery.state_dict()
         return ours
@@ -173,6 +184,9 @@ class Decider:
         if "arrival" in ours:  # not in an older checkpoint
             self.arrival.load_state_dict(ours["arrival"])
         self._twins_due = ours["twins_due"]
+        if self.pull is not None and "pull" in ours:
+            self.pull.load_state_dict(ours["pull"])
+        self._let_pull_go()
         self.history.load_state_dict(ours["history"])
         if self.recovery is not None and "recovery" in ours:
             rates, _ = self.rates.now()
@@ -183,6 +197,15 @@ class Decider:
         self._let_lifted_twins_go()
         self.monitor.armed = False
         self._arm_if_due()
+
+    @property
+    def _following(self) -> bool:
+        return any(stage.following for stage in self.law.stages.values())
+
+    def _let_pull_go(self) -> None:
+        stages = self.law.stages.values()
+        if not self._following and all(stage.over is not None for stage in stages):
+            self.pull = None
 
     def _arm_if_due(self) -> None:
         if self.due and not self.monitor.closed:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from densitylr.creep import Crept, Limits, creeping
 from densitylr.policy import LawState, StageState
 from densitylr.records import Decision, Reading, StageReading
 from densitylr.search import Agreement, agreed, reached
@@ -48,7 +49,13 @@ class LiftOff:
     ``2 / sqrt(n)``, n being the near-zero outputs counted, the scale of its sampling noise. A
     change that was solved for is kept within ``shrink`` … ``growth``. The stages then meet
     half-way, see `densitylr.search.agreed`, and may be drawn along until all have lifted off; then
-    the rates stay.
+    the rates of ``warmup`` stay.
+
+    Those of ``free`` may still creep up, all by the same factor: as long as the weights have not
+    come far enough, gradients go on pulling them away from where they began. Where the mean over
+    the stages of the cosine between the descent direction and the way come from the untrained
+    weights, over ``pace`` steps, is above ``pull``, all rates are multiplied by ``creep``, for
+    ``follow`` steps.
     ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
 
     Args:
@@ -67,6 +74,10 @@ class LiftOff:
         momentum: of the optimizer, where it begins with an empty buffer.
         memory: of the optimizer's average of squared gradients, where that begins at zero and is
             not corrected for it.
+        pull: cosine above which the rates of ``free`` are too low.
+        creep: one raise of them then.
+        pace: steps over which the cosine is averaged.
+        follow: steps after the search in which they may be raised.
         nesterov: the momentum is Nesterov's. `DensityLR` takes all three from the optimizer, for a
             search.
 
@@ -85,6 +96,10 @@ class LiftOff:
     leap: float = 16.0
     shrink: float = 1 / 20
     reach: float = 1e10
+    pull: float = 0.03
+    creep: float = 1.5
+    pace: int = 5
+    follow: int = 100
     momentum: float = 0.0
     memory: float = 0.0
     nesterov: bool = False
@@ -125,6 +140,9 @@ class LiftOff:
                 after[name] = dataclasses.replace(stage, scale=caps[name])
         if any(stage.alone is not None for stage in after.values()):
             self._together(before, after, reading, rates, why)
+        crept = self._creeps(state.stages, after, reading)
+        after |= crept.stages
+        why |= dict.fromkeys(crept.stages, crept.why) if crept.why else {}
         decisions = []
         for name, new in after.items():
             old, own = before[name], rates.get(name, 0.0)
@@ -136,6 +154,18 @@ class LiftOff:
             if scale != old.scale or (lifted and not (self.mode == "repair" and scale == 1.0)):
                 decisions.append(self._say(name, old, new, reading, caps[name], why[name]))
         return LawState(after), decisions
+
+    def _creeps(
+        self,
+        before: Mapping[str, StageState],
+        after: Mapping[str, StageState],
+        reading: Reading,
+    ) -> Crept:
+        followed = {name: stage for name, stage in after.items() if before[name].following}
+        since = {name: reading.step - before[name].step for name in followed}
+        pulls = {name: reading.stages[name].pull for name in followed}
+        limits = Limits(self.pull, self.creep, self.pace, self.follow)
+        return creeping(followed, since, pulls, reading.step, limits)
 
     def _cap(self, own: float, ceiling: float) -> float:
         """The largest scale of a stage whose own rate is ``own``."""
@@ -222,9 +252,11 @@ class LiftOff:
                 why[name] = self._met(name, rate, alone[name], found, why.get(name, ""))
                 stage = dataclasses.replace(stage, scale=stage.alone * (rate / alone[name]))
             lifted = over or (stage.lifted and name not in found.followers)
-            stages[name] = dataclasses.replace(
-                stage, lifted=lifted, alone=None if over else stage.alone
-            )
+            stage = dataclasses.replace(stage, lifted=lifted, alone=None if over else stage.alone)
+            if over and self.mode == "free":
+                now = reading.step
+                stage = dataclasses.replace(stage, over=now, judged=now, following=True)
+            stages[name] = stage
 
     def _met(self, name: str, rate: float, alone: float, found: Agreement, why: str) -> str:
         if name in found.followers:

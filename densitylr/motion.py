@@ -83,8 +83,9 @@ have heavy tails, the standard deviations of the logarithm of those before that 
 STRAY_AFTER = 8
 """Readings from which on it is known how much they differ."""
 
-RATE_JUMP = 2.0
-"""Growth of a rate that may explain it, too."""
+RATE_JUMP = 3.5
+"""Growth of a rate that may explain it, too: more than `free` gives it from three readings to the
+next, less than one raise of `repair`."""
 
 BOUND_LEVEL, BOUND_SHARE, BOUND_REST = 1.1, 0.3, 0.1
 """Level and near-zero share above which, and change below which, an output is at its bounds."""

@@ -37,6 +37,10 @@ class StageState:
         count: outputs that were read then.
         alone: the scale that its own displacement asks for, in a search; None once all stages
             have lifted off.
+        over: step at which the search was over; None before that.
+        following: the common rate may still creep up, so its pull is looked at.
+        pulled: sum of the pull over the steps since the last time that was judged.
+        judged: the step of that.
     """
 
     scale: float
@@ -49,6 +53,10 @@ class StageState:
     near_zero: float = 0.0
     count: int = 0
     alone: float | None = None
+    over: int | None = None
+    following: bool = False
+    pulled: float = 0.0
+    judged: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,11 @@ class LawState:
         return LawState(
             {
                 name: dataclasses.replace(
-                    s, first=None if s.first is None else s.first + steps, step=s.step + steps
+                    s,
+                    first=None if s.first is None else s.first + steps,
+                    step=s.step + steps,
+                    over=None if s.over is None else s.over + steps,
+                    judged=s.judged + steps,
                 )
                 for name, s in self.stages.items()
             }

@@ -38,6 +38,9 @@ class StageReading:
             forward was not finite, NaN if it was not asked for.
         zero_gradient: 1 if every gradient of the stage was exactly zero, so that no learning
             rate moves it; 0 otherwise, and where nobody looked (the stage moves).
+        pull: mean over the steps since the last probe, this one included, of the cosine between
+            the descent direction (minus the gradient) and the way that the stage's weights have
+            come from where they began; NaN if nobody looked.
     """
 
     near_zero: float
@@ -58,6 +61,7 @@ class StageReading:
     variety: float = math.nan
     peak: float = math.nan
     zero_gradient: float = 0.0
+    pull: float = math.nan
 
 
 @dataclass(frozen=True)

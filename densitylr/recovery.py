@@ -275,8 +275,9 @@ class Recovery:
 
 
 def _plain(reading: Reading) -> dict[str, Any]:
-    """A reading for a checkpoint, without its histograms, which show no collapse."""
-    names = [f.name for f in dataclasses.fields(StageReading) if f.name != "histogram"]
+    """A reading for a checkpoint, without what shows no collapse."""
+    left_out = ("histogram", "pull")
+    names = [f.name for f in dataclasses.fields(StageReading) if f.name not in left_out]
     stages = {
         stage: {name: getattr(seen, name) for name in names}
         for stage, seen in reading.stages.items()

@@ -132,6 +132,29 @@ def leaps() -> str:
     return _table(rows, ["networks", "condition", "runs", "fixed", "16", "64", "1024"])
 
 
+def arrivals() -> str:
+    """Mean accuracies of starved runs under SGD, by how a raise comes into force."""
+    arms = ("fixed", "at once", "1 - m^k", "(1 - m^k) / (1 - m^t)")
+    runs: dict[str, dict[tuple[Any, ...], dict[str, float]]] = defaultdict(dict)
+    flat: dict[tuple[str, int], float] = {}
+    for r in records_of("arrival"):
+        if r["condition"] == "flat":
+            flat[r["net"], r["seed"]] = r["accuracy"]
+        elif family(r) == "starved":
+            runs[r["net"]].setdefault(_cell(r), {})[r["arm"]] = r["accuracy"]
+    rows = []
+    for net, own in runs.items():
+        good = float(np.mean([flat[net, cell[3]] for cell in own]))
+        means = [float(np.mean([run[arm] for run in own.values()])) for arm in arms]
+        worst = min(run["at once"] for run in own.values())
+        kept = min(run[arms[-1]] for run in own.values())
+        name = net + (" (d)" if net in DEVELOPED_ON else "")
+        numbers = (good, *means, worst, kept)
+        rows.append([name, str(len(own)), *(f"{number:.3f}" for number in numbers)])
+    head = ["network", "runs", "flat", *arms, "worst at once", "worst of the last"]
+    return _table(rows, head)
+
+
 def ablations() -> str:
     return _by_arm(records_of("ablations"), lambda arm: arm in ABLATIONS)
 
@@ -193,7 +216,18 @@ README = ROOT / "README.md"
 README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
-    for f in (verdict, starved, search, ranks, rules, sensitivity, leaps, estimator, ablations)
+    for f in (
+        verdict,
+        starved,
+        search,
+        ranks,
+        rules,
+        sensitivity,
+        leaps,
+        arrivals,
+        estimator,
+        ablations,
+    )
 }
 
 
