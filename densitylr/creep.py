@@ -1,11 +1,11 @@
 """What becomes of the rates of `free` once all stages have lifted off. Pure, no torch.
 
-A rate that is right at lift-off may be a sixth of what training can bear, and density does not tell:
-displacement levels off whatever the rate. The gradient tells. While a rate is too low, the weights
-have not come as far as gradients call for, and the descent direction goes on pointing away from where
-they began: its cosine with the way they have come stays well above zero. The same product is what
-D-Adaptation (Defazio and Mishchenko, 2023) and Prodigy (Mishchenko and Defazio, 2024) estimate the
-distance to a solution from; here only its sign counts, and it is compared with a threshold.
+A rate that is right at lift-off may be a sixth of what training can bear, and density does not
+tell: displacement levels off whatever the rate. The gradient tells. While a rate is too low, the
+weights have not come as far as gradients call for, and the descent direction goes on pointing
+away from where they began: its cosine with the way they have come stays well above zero. The same
+product is what D-Adaptation (Defazio and Mishchenko, 2023) and Prodigy (Mishchenko and Defazio,
+2024) estimate the distance to a solution from; here it is only compared with a threshold.
 """
 
 from __future__ import annotations

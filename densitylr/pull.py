@@ -1,4 +1,8 @@
-"""Whether gradients still pull weights away from where they began."""
+"""Whether gradients still pull weights away from where they began.
+
+The cosine between the descent direction and the way that the weights of a stage have come. Of each
+parameter a bounded, strided sample is kept as it was and looked at.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densitylr.density import row_dtype
 from densitylr.distributed import Ranks, is_sharded
 from densitylr.records import Reading
 from densitylr.stages import Stage
 
-__all__ = ["Pull"]
+__all__ = ["SAMPLE", "Pull"]
 
 SAMPLE = 2**16
 """Most weights of a parameter that are kept and looked at."""
 
 
 class Pull:
-    """The cosine between the descent direction and the way come from the untrained weights.
+    """Looks at the gradients of each step, and puts what it has seen onto the next reading.
 
-    Of each parameter a strided sample of at most `SAMPLE` weights is kept as it was. Nothing is
-    copied to the host before `onto`.
+    Nothing is copied to the host before that, and then all of it at once.
 
     Args:
         stages: the stages, untrained, by name.
@@ -38,58 +42,63 @@ class Pull:
         self.ranks = ranks
         self._stages = {name: stages[name] for name in names}
         self._start = {
-            s: {n: _sample(p).clone() for n, p in stage.parameters.items()}
-            for s, stage in self._stages.items()
+            name: {n: _sample(p).clone() for n, p in stage.parameters.items()}
+            for name, stage in self._stages.items()
         }
-        self._sums: list[dict[str, list[Tensor]]] = []  # of each step, by stage
+        self._steps: list[Tensor] = []  # [stages, 3] each: g · d, |g|² and |d|² of a step
 
     @torch.no_grad()
     def add(self) -> None:
         """Look at the gradients of the step that is about to be taken."""
-        self._sums.append({s: self._look(s, stage) for s, stage in self._stages.items()})
+        rows = [self._products(name, stage) for name, stage in self._stages.items()]
+        self._steps.append(torch.stack([row.to(rows[0].device) for row in rows]))
 
     def onto(self, reading: Reading) -> Reading:
-        """The reading with the means since the last one; the same where nothing was added."""
-        if not self._sums:
+        """The reading with the mean cosines since the last one; as it is if nothing was added."""
+        if not self._steps:
             return reading
-        table = torch.zeros(len(self._sums), len(self._stages), 3, dtype=torch.float64)
-        for i, step in enumerate(self._sums):
-            for j, found in enumerate(step.values()):
-                for sums in found:
-                    table[i, j] += sums.cpu()
-        self._sums.clear()
+        table = torch.stack([step.to(self._steps[0].device) for step in self._steps])
+        found = table.cpu().double().numpy()
+        self._steps.clear()
         if self.ranks is not None and self.ranks.sharded:
-            own = table.numpy().ravel()
-            table = torch.from_numpy(self.ranks.summed(own, reading.step)).view_as(table)
+            found = self.ranks.summed(found.ravel(), reading.step).reshape(found.shape)
+        table = torch.from_numpy(found)
         cosines = -table[..., 0] / (table[..., 1] * table[..., 2]).sqrt()
         changed = dict(reading.stages)
-        for name, pull in zip(self._stages, cosines.T, strict=True):
-            seen = pull[pull.isfinite()]
+        for name, own in zip(self._stages, cosines.T, strict=True):
+            seen = own[own.isfinite()]
             mean = float(seen.mean()) if len(seen) else math.nan
             changed[name] = dataclasses.replace(changed[name], pull=mean)
         return Reading(reading.step, changed)
 
     def state_dict(self) -> dict[str, Any]:
-        return {s: dict(start) for s, start in self._start.items()}
+        """The weights as they were, by stage and parameter."""
+        return {name: dict(start) for name, start in self._start.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums.clear()
-        for s in state.keys() & self._start.keys():
-            self._start[s] = dict(state[s])
+        """Compare with where another run of such a model began."""
+        self._steps.clear()
+        for name in state.keys() & self._start.keys():
+            self._start[name] = dict(state[name])
 
-    def _look(self, name: str, stage: Stage) -> list[Tensor]:
-        found = []
-        for n, p in stage.parameters.items():
-            start = self._start[name].get(n)
-            if p.grad is None or start is None or p.grad.is_sparse:
+    def _products(self, name: str, stage: Stage) -> Tensor:
+        """``[g · d, |g|², |d|²]`` over a stage; zeros where there is no gradient to look at."""
+        parameters = list(stage.parameters.values())
+        device = parameters[0].device
+        total = torch.zeros(3, dtype=row_dtype(device), device=device)
+        for n, parameter in stage.parameters.items():
+            gradient, start = parameter.grad, self._start[name].get(n)
+            if gradient is None or gradient.is_sparse or start is None:
                 continue
-            g, d = _sample(p.grad).double(), _sample(p).double()
-            d = d - start.to(d.device, d.dtype)
-            found.append(torch.stack([g.dot(d), g.dot(g), d.dot(d)]))
-        return found
+            dtype = row_dtype(parameter.device)
+            g, d = _sample(gradient).to(dtype), _sample(parameter).to(dtype)
+            d = d - start.to(d.device, dtype)
+            total += torch.stack([g.dot(d), g.dot(g), d.dot(d)]).to(device)
+        return total
 
 
 def _sample(tensor: Tensor) -> Tensor:
+    """At most `SAMPLE` elements of a parameter, or of this rank's shard of it, 1-dim."""
     own = tensor.detach()
     own = own.to_local() if is_sharded(own) else own  # type: ignore[attr-defined]
     own = own.reshape(-1)

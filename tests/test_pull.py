@@ -1,0 +1,151 @@
+"""Gradients that still pull weights away from their start are seen, and let the rates creep up."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from readings import stage_reading
+from torch import nn
+
+from densitylr import DensityLR, find_stages
+from densitylr.creep import Limits, creeping
+from densitylr.liftoff import LiftOff
+from densitylr.policy import StageState
+from densitylr.pull import Pull
+from densitylr.records import Reading
+
+LIMITS = Limits(pull=0.03, creep=1.5, pace=5, follow=100)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+
+
+def reading(model: nn.Module, step: int = 0) -> Reading:
+    return Reading(step, {name: stage_reading() for name in find_stages(model)})
+
+
+@given(st.integers(1, 5), st.integers(0, 99))
+def test_the_cosine_against_float64(steps: int, seed: int) -> None:
+    model, draw = net(), np.random.default_rng(seed)
+    stages = find_stages(model)
+    pull = Pull(stages, stages)
+    start = {n: p.detach().double().numpy().copy() for n, p in model.named_parameters()}
+    expected: dict[str, list[float]] = {name: [] for name in stages}
+    for _ in range(steps):
+        for p in model.parameters():
+            p.data += torch.from_numpy(draw.standard_normal(p.shape)).float()
+            p.grad = torch.from_numpy(draw.standard_normal(p.shape)).float()
+        pull.add()
+        for name in stages:
+            own = [(n, p) for n, p in model.named_parameters() if n.startswith(f"{name}.")]
+            way = [(p.detach().double().numpy() - start[n]).ravel() for n, p in own]
+            down = [-p.grad.double().numpy().ravel() for _, p in own if p.grad is not None]
+            g, d = np.concatenate(down), np.concatenate(way)
+            expected[name].append(float(g @ d / np.linalg.norm(g) / np.linalg.norm(d)))
+    found = pull.onto(reading(model))
+    for name, cosines in expected.items():
+        assert found.stages[name].pull == pytest.approx(np.mean(cosines), rel=1e-9, abs=1e-12)
+    assert pull.onto(reading(model)) == reading(model)  # it has been told
+
+
+def test_what_has_not_moved_or_has_no_gradient_has_no_pull() -> None:
+    model = net()
+    stages = find_stages(model)
+    pull = Pull(stages, stages)
+    model(torch.randn(5, 6)).sum().backward()
+    model[0].weight.grad = model[0].bias.grad = None
+    with torch.no_grad():
+        model[0].weight += 1
+    pull.add()
+    assert all(math.isnan(s.pull) for s in pull.onto(reading(model)).stages.values())
+
+
+def test_large_parameters_are_sampled_alike() -> None:
+    model = nn.Sequential(nn.Linear(700, 400, bias=False))
+    stages = find_stages(model)
+    pull = Pull(stages, stages)
+    assert sum(t.numel() for t in pull.state_dict()["0"].values()) <= 2**16
+    way = torch.randn_like(model[0].weight)
+    with torch.no_grad():
+        model[0].weight += way
+    model[0].weight.grad = -way - torch.randn_like(way)  # a cosine of 1 / sqrt(2)
+    pull.add()
+    assert pull.onto(reading(model)).stages["0"].pull == pytest.approx(0.5**0.5, abs=0.01)
+
+
+def follow(pulls: list[float], every: int = 5) -> list[float]:
+    """The scale at each reading, with what was seen since the one before."""
+    stages = {n: StageState(s, over=0, following=True) for n, s in (("a", 1.0), ("b", 0.25))}
+    scales = []
+    for i, pull in enumerate(pulls):
+        since = dict.fromkeys(stages, every)
+        seen = {"a": pull, "b": pull}
+        followed = {n: s for n, s in stages.items() if s.following}
+        stages |= creeping(followed, since, seen, every * (i + 1), LIMITS).stages
+        assert stages["b"].scale == pytest.approx(stages["a"].scale / 4)
+        scales.append(stages["a"].scale)
+    return scales
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
+def test_all_rates_creep_together_while_they_are_pulled_and_for_so_long(pulls: list[float]) -> None:
+    scale = 1.0
+    for i, (pull, found) in enumerate(zip(pulls, follow(pulls), strict=True)):
+        scale *= LIMITS.creep if pull > LIMITS.pull and 5 * i < LIMITS.follow else 1.0
+        assert found == pytest.approx(scale)
+
+
+def test_the_pull_is_a_mean_over_the_pace_and_over_the_stages_that_have_one() -> None:
+    assert follow([0.1] * 4, every=2) == [1.0, 1.0, 1.5, 1.5]
+    # 0.05 over 4 steps and -0.1 over 2 are 0 in the mean.
+    assert follow([0.05, 0.05, -0.1, -0.1, -0.1, -0.1], every=2)[-1] == 1.0
+    two = {n: StageState(1.0, over=0, following=True) for n in ("a", "b")}
+    since = dict.fromkeys(two, 5)
+    for other, factor in ((math.nan, 1.5), (-0.02, 1.0), (0.04, 1.5)):
+        found = creeping(two, since, {"a": 0.05, "b": other}, 5, LIMITS)
+        assert {s.scale for s in found.stages.values()} == {factor}
+        assert bool(found.why) == (factor > 1)
+
+
+@pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
+def test_only_free_creeps_and_only_when_its_search_is_over(mode: str) -> None:
+    law = LiftOff(mode)
+    state = law.init(["a"])
+    scales = []
+    for step in range(0, 60, 5):
+        seen = stage_reading(displacement=0.05 + 0.01 * step, near_zero=0.05)
+        seen = dataclasses.replace(seen, pull=0.5)
+        state, decisions = law.decide(state, Reading(step, {"a": seen}), {"a": 0.1}, 0.1)
+        scales.append(state.stages["a"].scale)
+    lifted = next(i for i in range(12) if 0.05 + 0.05 * i >= law.delta)
+    rises = [b > a for a, b in zip(scales[lifted:], scales[lifted + 1 :], strict=False)]
+    assert any(rises) == (mode == "free")
+    if mode == "free":
+        assert all(rises)
+        assert "still pull away" in decisions[0].reason
+
+
+def test_training_that_needs_no_more_is_left_and_what_was_kept_is_let_go() -> None:
+    model = net()
+    inner = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    wrapped = DensityLR(inner, model, mode="free", pretrained=False)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(300):
+        x = torch.randn(64, 6, generator=generator)
+        loss = nn.functional.cross_entropy(model(x), x[:, :4].argmax(1))
+        wrapped.zero_grad()
+        loss.backward()
+        wrapped.step()
+    creeps = [d for d in wrapped.history.decisions if "still pull" in d.reason]
+    assert loss.item() < 0.7
+    assert max(d.step for d in creeps) < 200
+    assert wrapped._decider.pull is None
+    assert "pull" not in wrapped.state_dict()["densitylr"][0]
