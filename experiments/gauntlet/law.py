@@ -13,33 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from experiments.gauntlet.ablations import ABLATIONS
+from experiments.gauntlet.committed import (
+    DEVELOPED_ON,
+    Record,
+    cell_of,
+    markdown,
+    records_of,
+)
 from experiments.gauntlet.figures import trade_off
 from experiments.gauntlet.outcomes import closed, family
-from experiments.gauntlet.pool import read
-from experiments.gauntlet.searching import compare_rules, mean_ranks, searches
+from experiments.gauntlet.search_tables import (
+    creeps,
+    lengths,
+    pulls,
+    ranks,
+    rules,
+    search,
+    signals,
+)
 from experiments.gauntlet.verdict import judge
 
-__all__ = ["README_TABLES", "TABLES", "fill", "records_of"]
+__all__ = ["README_TABLES", "TABLES", "fill"]
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "law.md"
 FIGURE = ROOT / "docs" / "law_trade_off.png"
 
-Record = dict[str, Any]
-DEVELOPED_ON = ("mlp_deep", "cnn_bn", "mixer", "gru")
-"""Networks on which constants were chosen, with seeds of 100 and above."""
-
 WITHOUT_NORM, WITH_NORM = ("mlp_deep", "cnn_plain", "gru"), ("cnn_bn", "mixer")
 """The networks that estimators were compared on."""
-
-
-def records_of(name: str) -> list[Record]:
-    """The committed records of a suite's file."""
-    return list(read(RESULTS / f"{name}.jsonl.gz").values())
 
 
 def gauntlet() -> str:
@@ -74,40 +77,7 @@ def starved() -> str:
         left = np.mean([c.flat - c.repaired for c in gaps]) if gaps else np.nan
         rows.append([*row, f"{lost:.3f}", f"{left:+.3f}"])
     head = ["network", "sgd", "adamw", "rmsprop", "lost by fixed rates", "left by repair"]
-    return _table(rows, head)
-
-
-def search() -> str:
-    """What `free` loses against the tuned flat rate, by network and optimizer, in points."""
-    cells = searches(records_of("gauntlet"))
-    rows = []
-    for net in dict.fromkeys(c.net for c in cells):
-        row: list[str] = [net + (" (d)" if net in DEVELOPED_ON else "")]
-        for optimizer in ("sgd", "adamw", "rmsprop"):
-            lost = [c.lost for c in cells if (c.net, c.optimizer) == (net, optimizer)]
-            row.append(f"{100 * np.mean(lost):+.1f} ({100 * max(lost):+.1f})" if lost else "–")
-        rows.append(row)
-    return _table(rows, ["network", "sgd", "adamw", "rmsprop"])
-
-
-def ranks() -> str:
-    order = sorted(mean_ranks(records_of("gauntlet")).items(), key=lambda item: item[1])
-    return _table([[name, f"{rank:.2f}"] for name, rank in order], ["optimizer", "mean rank"])
-
-
-def rules() -> str:
-    """What every rule of search that was tried loses, and the former one in the same cells."""
-    records = records_of("search_rules")
-    rows = []
-    for some, seeds in (
-        ("chosen on", [r for r in records if r["seed"] >= 100]),
-        ("0, looked at", [r for r in records if r["seed"] == 0]),
-        ("1, 2", [r for r in records if 0 < r["seed"] < 100]),
-    ):
-        for rule, found in compare_rules(seeds).items():
-            numbers = (found.lost, found.reference, found.worst)
-            rows.append([rule, some, str(found.cells), *(f"{100 * n:+.1f}" for n in numbers)])
-    return _table(rows, ["rule", "seeds", "cells", "points lost", "by the former", "worst cell"])
+    return markdown(rows, head)
 
 
 def sensitivity() -> str:
@@ -122,14 +92,14 @@ def leaps() -> str:
         hot = r["condition"].startswith("hot")
         what = ("tuning networks", r["condition"]) if hot else (f"{r['net']}, SGD", "starved")
         if r["condition"] != "flat" and r["arm"] in arms:
-            groups.setdefault(what, {}).setdefault(_cell(r), {})[r["arm"]] = r["accuracy"]
+            groups.setdefault(what, {}).setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
     rows = []
     for (nets, condition), runs in sorted(groups.items()):
         seen = [arm for arm in arms if any(arm in run for run in runs.values())]
         whole = [run for run in runs.values() if len(run) == len(seen)]
         means = [f"{np.mean([run[a] for run in whole]):.3f}" if a in seen else "–" for a in arms]
         rows.append([nets, condition, str(len(whole)), *means])
-    return _table(rows, ["networks", "condition", "runs", "fixed", "16", "64", "1024"])
+    return markdown(rows, ["networks", "condition", "runs", "fixed", "16", "64", "1024"])
 
 
 def arrivals() -> str:
@@ -141,7 +111,7 @@ def arrivals() -> str:
         if r["condition"] == "flat":
             flat[r["net"], r["seed"]] = r["accuracy"]
         elif family(r) == "starved":
-            runs[r["net"]].setdefault(_cell(r), {})[r["arm"]] = r["accuracy"]
+            runs[r["net"]].setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
     rows = []
     for net, own in runs.items():
         good = float(np.mean([flat[net, cell[3]] for cell in own]))
@@ -152,7 +122,7 @@ def arrivals() -> str:
         numbers = (good, *means, worst, kept)
         rows.append([name, str(len(own)), *(f"{number:.3f}" for number in numbers)])
     head = ["network", "runs", "flat", *arms, "worst at once", "worst of the last"]
-    return _table(rows, head)
+    return markdown(rows, head)
 
 
 def ablations() -> str:
@@ -173,7 +143,7 @@ def estimator() -> str:
                 row += [f"{sum(c.passed for c in cells)}/{len(cells)}", f"{100 * left:+.1f}"]
             rows.append(row)
     head = ["normalisation", "batch", "twin: passed", "left", "first probe: passed", "left"]
-    return _table(rows, head)
+    return markdown(rows, head)
 
 
 def compare(records: Sequence[Record], wanted: Callable[[str], bool]) -> dict[str, list[float]]:
@@ -181,10 +151,10 @@ def compare(records: Sequence[Record], wanted: Callable[[str], bool]) -> dict[st
     change where the head alone is hot.
     """
     changes: dict[str, list[float]] = defaultdict(list)
-    bare = {_cell(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
+    bare = {cell_of(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
     for r in records:
         if family(r) == "hot" and wanted(r["arm"]):
-            changes[r["arm"]].append(r["accuracy"] - bare[_cell(r)])
+            changes[r["arm"]].append(r["accuracy"] - bare[cell_of(r)])
     found = {}
     for arm in dict.fromkeys(r["arm"] for r in records if wanted(r["arm"])):
         cells = closed(records, arm)
@@ -200,16 +170,7 @@ def _by_arm(records: Sequence[Record], wanted: Callable[[str], bool]) -> str:
         for arm, (passed, left, change) in compare(records, wanted).items()
     ]
     head = ["arm", "starved: passed", "starved: points left", "hot head: points changed"]
-    return _table(rows, head)
-
-
-def _cell(record: Record) -> tuple[Any, ...]:
-    return tuple(record[n] for n in ("net", "optimizer", "condition", "seed", "start", "steps"))
-
-
-def _table(rows: list[list[str]], head: list[str]) -> str:
-    align = ["left", *["right"] * (len(head) - 1)]
-    return tabulate(rows, head, tablefmt="github", colalign=align, disable_numparse=True)
+    return markdown(rows, head)
 
 
 README = ROOT / "README.md"
@@ -217,16 +178,8 @@ README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
     for f in (
-        verdict,
-        starved,
-        search,
-        ranks,
-        rules,
-        sensitivity,
-        leaps,
-        arrivals,
-        estimator,
-        ablations,
+        *(verdict, starved, sensitivity, leaps, arrivals, estimator, ablations),
+        *(search, ranks, rules, signals, pulls, creeps, lengths),
     )
 }
 

@@ -111,15 +111,19 @@ def searches(records: Sequence[Record]) -> list[Search]:
     return found
 
 
-def mean_ranks(records: Sequence[Record]) -> dict[str, float]:
+def mean_ranks(records: Sequence[Record], inside: str = RANKED_WITH) -> dict[str, float]:
     """Mean rank over the networks, 1 the best, of `free` (all starts together) and each rival.
 
     Networks on which one of them was not run are left out; empty if none is left.
+
+    Args:
+        records: of any conditions and arms.
+        inside: the optimizer that `free` is around.
     """
     steps = _length(records)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for r in records:
-        ours = r["arm"] == "free" and r["optimizer"] == RANKED_WITH
+        ours = r["arm"] == "free" and r["optimizer"] == inside
         if r["steps"] == steps and r["condition"] == "flat" and (ours or r["arm"] in RIVALS):
             scores[r["net"]][r["arm"]].append(r["accuracy"])
     arms = sorted({arm for own in scores.values() for arm in own})
