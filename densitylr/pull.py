@@ -21,7 +21,7 @@ from densitylr.stages import Stage
 
 __all__ = ["SAMPLE", "Pull"]
 
-SAMPLE = 2**16
+SAMPLE = 2**14
 """Most weights of a parameter that are kept and looked at."""
 
 
@@ -83,18 +83,24 @@ class Pull:
 
     def _products(self, name: str, stage: Stage) -> Tensor:
         """``[g · d, |g|², |d|²]`` over a stage; zeros where there is no gradient to look at."""
-        parameters = list(stage.parameters.values())
-        device = parameters[0].device
-        total = torch.zeros(3, dtype=row_dtype(device), device=device)
+        gradients, ways = [], []
         for n, parameter in stage.parameters.items():
             gradient, start = parameter.grad, self._start[name].get(n)
             if gradient is None or gradient.is_sparse or start is None:
                 continue
-            dtype = row_dtype(parameter.device)
-            g, d = _sample(gradient).to(dtype), _sample(parameter).to(dtype)
-            d = d - start.to(d.device, dtype)
-            total += torch.stack([g.dot(d), g.dot(g), d.dot(d)]).to(device)
-        return total
+            now = _sample(parameter)
+            gradients.append(_sample(gradient))
+            ways.append(now.to(_wide(now)) - start.to(now.device, _wide(now)))
+        if not ways:
+            device = next(iter(stage.parameters.values())).device
+            return torch.zeros(3, dtype=row_dtype(device), device=device)
+        home = ways[0].device
+        g, d = (torch.cat([part.to(home, _wide(part)) for part in s]) for s in (gradients, ways))
+        return torch.stack([g.dot(d), g.dot(g), d.dot(d)])
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return row_dtype(tensor.device)
 
 
 def _sample(tensor: Tensor) -> Tensor:
