@@ -55,7 +55,10 @@ class DensityLR(Stepping):
         mode: ``"repair"`` (default) raises the rate of stages that stay untrained, up to the
             largest rate of any group, and never acts where all rates are equal. ``"warmup"``
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
-            alive, up to the same cap. ``"free"`` does so without a cap.
+            alive, up to the same cap. ``"free"`` does so without a cap, and goes on raising all
+            rates together while gradients pull the weights away from where they began, for up to
+            100 steps. With SGD's momentum a raise of ``"repair"`` comes into force over the steps
+            in which a buffer fills.
         stages: the user's own stages, as in `find_stages`.
         every: optimizer steps from one probe to the next: half of that (rounded down) during
             the first 20 steps; more, up to ten times as many, where nothing has been decided

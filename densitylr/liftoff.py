@@ -71,13 +71,13 @@ class LiftOff:
         leap: largest raise of ``repair``, and of a rate while ``D`` is not visible.
         shrink: smallest factor of one change.
         reach: largest scale of ``free``; a stage that no rate can move is raised no further.
-        momentum: of the optimizer, where it begins with an empty buffer.
-        memory: of the optimizer's average of squared gradients, where that begins at zero and is
-            not corrected for it.
         pull: cosine above which the rates of ``free`` are too low.
         creep: one raise of them then.
         pace: steps over which the cosine is averaged.
         follow: steps after the search in which they may be raised.
+        momentum: of the optimizer, where it begins with an empty buffer.
+        memory: of the optimizer's average of squared gradients, where that begins at zero and is
+            not corrected for it.
         nesterov: the momentum is Nesterov's. `DensityLR` takes all three from the optimizer, for a
             search.
 
@@ -107,10 +107,11 @@ class LiftOff:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        for name in ("healthy", "patience", "delta", "start", "speed", "visible", "reach"):
+        positive = ("healthy", "patience", "delta", "start", "speed", "visible", "reach", "pace")
+        for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in ("growth", "leap"):
+        for name in ("growth", "leap", "creep"):
             if not getattr(self, name) > 1:
                 raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
         if not 0 < self.shrink <= 1:
