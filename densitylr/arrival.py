@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Arrival"]
+__all__ = ["FULL", "Arrival"]
+
+FULL = 10_000
+"""Steps after which every buffer is full."""
 
 
 class Arrival:
@@ -27,13 +30,18 @@ class Arrival:
 
     def __init__(self, momentum: float = 0.0, nesterov: bool = False) -> None:
         self.momentum, self.ahead = momentum, int(nesterov)
-        self.steps = 0  # that have begun
+        self.steps = 0  # that have begun; `FULL` for a buffer of unknown age
         self.late: dict[str, float] = {}  # what is missing of each scale, were the buffer full
 
     def advance(self) -> None:
         """A step begins."""
         self.steps += 1
         self.late = {name: part * self.momentum for name, part in self.late.items()}
+
+    def anew(self, scales: Mapping[str, float]) -> None:
+        """Between two steps: what is above a scale of 1 comes into force from the next one on."""
+        kept = self._kept(0) - self._kept(self.steps)
+        self.late = {name: (scale - 1) * kept for name, scale in scales.items() if scale > 1}
 
     def changed(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
         """New scales were decided, for the step that has begun last."""

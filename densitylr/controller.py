@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from densitylr.arrival import Arrival
+from densitylr.arrival import FULL, Arrival
 from densitylr.cadence import Cadence, check_every
 from densitylr.checkpoint import joined, parted
 from densitylr.checks import check_optimizer, check_recover, check_stages
@@ -155,9 +155,13 @@ class DensityLR(Stepping):
         )
         monitor.ranks = self._ranks
         self._cadence = Cadence(every, steady=recover)
-        arrival = Arrival()
+        self._arrival = Arrival()
         if mode == "repair":  # a search raises rates while momentum builds up, and knows of it
-            arrival = Arrival(builds_up.get("momentum", 0.0), builds_up.get("nesterov", False))
+            momentum = builds_up.get("momentum", 0.0)
+            self._arrival = Arrival(momentum, builds_up.get("nesterov", False))
+        self._tell_of_buffers()
+        creeps = isinstance(policy, LiftOff) and policy.mode == "free"
+        sharded = self._ranks is not None and self._ranks.sharded
         self._recovery = Recovery(model, optimizer) if recover else None
         decider = Decider(
             monitor,
@@ -166,10 +170,10 @@ class DensityLR(Stepping):
             state,
             mode=mode,
             cadence=self._cadence,
-            arrival=arrival,
+            arrival=self._arrival,
             recovery=self._recovery,
             observe_only=observe_only,
-            pull=Pull(self.stages, free, self._ranks) if mode == "free" else None,
+            pull=Pull(self.stages, free, self._ranks) if creeps and not sharded else None,
         )
         self._attach(stepping, decider, kept)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]
@@ -193,6 +197,8 @@ class DensityLR(Stepping):
 
     @observe_only.setter
     def observe_only(self, value: bool) -> None:
+        if self._decider.observe_only and not value:
+            self._arrival.anew(self._law.scales)
         self._decider.observe_only = value
 
     def diagnose(self) -> list[Diagnosis]:
@@ -229,6 +235,11 @@ class DensityLR(Stepping):
     @property
     def _law(self) -> LawState:
         return self._decider.law
+
+    def _tell_of_buffers(self) -> None:
+        """Momentum that was there before us is full, for all we know."""
+        if any("momentum_buffer" in state for state in self.inner.state.values()):
+            self._arrival.load_state_dict({"steps": FULL, "late": {}})
 
     def _kept_back(self, rates: Mapping[str, float], ceiling: float) -> str:
         """What to say of stages that ``repair`` would raise, were their weights untrained."""
@@ -269,3 +280,5 @@ class DensityLR(Stepping):
             self._notice = ""  # which stages are free is known from the run that goes on
             self._gains = ours.get("gains", self._gains)
             self._decider.load_state_dict(ours)
+        else:
+            self._tell_of_buffers()

@@ -66,12 +66,13 @@ def creeping(
     raised = bool(due) and mean > limits.pull
     for name in due:
         stage = followed[name]
+        left = limits.follow - (step - (stage.over or 0))
         followed[name] = dataclasses.replace(
             stage,
-            scale=stage.scale * (limits.creep if raised else 1.0),
+            scale=stage.scale * (limits.creep if raised and left >= 0 else 1.0),
             pulled=0.0,
             judged=step,
-            following=step - (stage.over or 0) < limits.follow,
+            following=left > 0,
         )
     why = f"gradients still pull away from the untrained weights ({mean:.2f})" if raised else ""
     return Crept(followed, why)

@@ -69,6 +69,7 @@ class Decider:
         self.observe_only = observe_only
         self.pull = pull
         self.steps = 0
+        self._begun = False  # a step, which may have raised
         self._unread = 0  # steps since a reading was asked for
         # Which twins are of use is known once the schedule has set the rates of a first step.
         self._twins_due = True
@@ -80,14 +81,27 @@ class Decider:
     @property
     def scales(self) -> dict[str, float]:
         """The factor now in force on the user's learning rate of each stage."""
+        return self._capped(self.arrival.in_force(self.law.scales))
+
+    @property
+    def decided(self) -> dict[str, float]:
+        """The factors that were decided, whether all of them is in force yet or not."""
+        return self._capped(self.law.scales)
+
+    def _capped(self, chosen: Mapping[str, float]) -> dict[str, float]:
         if self.observe_only or self.monitor.closed:
             return dict.fromkeys(self.rates.stages, 1.0)
-        chosen = self.arrival.in_force(self.law.scales)
         scales = {name: chosen.get(name, 1.0) for name in self.rates.stages}
         if self.recovery is None or not self.recovery.cap:
             return scales
         rates, _ = self.rates.now()
         return {n: s * self.recovery.factor(n, rates[n] * s) for n, s in scales.items()}
+
+    def begin(self) -> None:
+        """A step begins; one that raised is begun again."""
+        if not self._begun:
+            self.arrival.advance()
+        self._begun = True
 
     def probe(self, *, stepping: bool) -> None:
         """End a probe, if there is one, and decide.
@@ -119,10 +133,10 @@ class Decider:
             self.arrival.changed(before, self.law.scales)
             self._let_pull_go()
         if self.recovery is not None:
-            event = self.recovery.see(reading.step, found, rates, self.scales, self.law)
+            event = self.recovery.see(reading.step, found, rates, self.decided, self.law)
             decisions = [*decisions, event] if event is not None else decisions
         self.cadence.looked(reading.step, bool(decisions))
-        self.history.record(reading, rates, self.scales, decisions)
+        self.history.record(reading, rates, self.decided, decisions)
         for decision in decisions:
             self._say(decision)
         self._let_twins_go(rates, ceiling)
@@ -130,6 +144,7 @@ class Decider:
     def stepped(self) -> None:
         """Count a step that is over, go back if that was decided, and look again when it is due."""
         self.steps += 1
+        self._begun = False
         if self.recovery is not None:
             self.recovery.stepped()
         self.go_back()
@@ -144,7 +159,7 @@ class Decider:
         target = self.recovery.go_back() if self.recovery is not None else None
         if target is not None:
             self.law = target.law.later(self.steps - target.step)
-            self.arrival.late.clear()
+            self.arrival.anew(self.law.scales)
             self.monitor.forget_peaks()
 
     def look_without_a_step(self) -> None:
@@ -181,17 +196,15 @@ class Decider:
         self.cadence.decided = ours["decided"]
         self.cadence.first = ours["first"]
         self.law = LawState.from_dict(ours["law"])
-        if "arrival" in ours:  # not in an older checkpoint
-            self.arrival.load_state_dict(ours["arrival"])
+        self.arrival.load_state_dict(ours.get("arrival", {"steps": self.steps, "late": {}}))
         self._twins_due = ours["twins_due"]
-        if self.pull is not None and "pull" in ours:
-            self.pull.load_state_dict(ours["pull"])
-        self._let_pull_go()
+        if self.pull is not None:
+            self.pull.load_state_dict(ours.get("pull", {}))
         self.history.load_state_dict(ours["history"])
         if self.recovery is not None and "recovery" in ours:
             rates, _ = self.rates.now()
             self.recovery.cap = dict(ours["recovery"]["cap"])  # it is part of the scales
-            force = {name: rates[name] * scale for name, scale in self.scales.items()}
+            force = {name: rates[name] * scale for name, scale in self.decided.items()}
             self.recovery.load_state_dict(ours["recovery"], self.steps, force, self.law)
         self.monitor.load_state_dict(ours["taps"])
         self._let_lifted_twins_go()
@@ -203,9 +216,9 @@ class Decider:
         return any(stage.following for stage in self.law.stages.values())
 
     def _let_pull_go(self) -> None:
-        stages = self.law.stages.values()
-        if not self._following and all(stage.over is not None for stage in stages):
-            self.pull = None
+        over = any(stage.over is not None for stage in self.law.stages.values())
+        if self.pull is not None and over and not self._following:
+            self.pull.let_go()
 
     def _arm_if_due(self) -> None:
         if self.due and not self.monitor.closed:

@@ -114,6 +114,8 @@ class LiftOff:
         for name in ("growth", "leap", "creep"):
             if not getattr(self, name) > 1:
                 raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
+        if not self.follow >= 0:
+            raise ValueError(f"follow must not be negative, got {self.follow!r}")
         if not 0 < self.shrink <= 1:
             raise ValueError(f"shrink must be in (0, 1], got {self.shrink!r}")
         for name in ("momentum", "memory"):
@@ -255,8 +257,8 @@ class LiftOff:
             lifted = over or (stage.lifted and name not in found.followers)
             stage = dataclasses.replace(stage, lifted=lifted, alone=None if over else stage.alone)
             if over and self.mode == "free":
-                now = reading.step
-                stage = dataclasses.replace(stage, over=now, judged=now, following=True)
+                now, first = reading.step, not any(s.over is not None for s in before.values())
+                stage = dataclasses.replace(stage, over=now, judged=now, following=first)
             stages[name] = stage
 
     def _met(self, name: str, rate: float, alone: float, found: Agreement, why: str) -> str:

@@ -108,6 +108,8 @@ class Probe:
         sample: Tensor,
         answer: Tensor | None,
         channels: ChannelsOf,
+        *,
+        again: bool,
     ) -> None:
         """Keep what was seen of a tap.
 
@@ -117,6 +119,7 @@ class Probe:
             sample: of ``output``, of any shape.
             answer: its twin's to the same input, of any shape; None where there is none.
             channels: tells the channel of each element of a sample; asked for a new layout.
+            again: the next output that lies in memory alike may be sampled alike, by `again`.
         """
         if answer is not None:
             self._keep(self.twin_row[tap], answer)
@@ -130,7 +133,7 @@ class Probe:
             self._slots[tap, : len(slots)] = slots
             self._weights[tap] = channel_weights(slots)
         self._views.pop(tap, None)
-        if answer is None and shares_memory(sample, output):
+        if again and shares_memory(sample, output):
             offset = int(sample.storage_offset()) - int(output.storage_offset())
             self._views[tap] = sample.stride(), offset
 

@@ -1,7 +1,7 @@
 """Whether gradients still pull weights away from where they began.
 
 The cosine between the descent direction and the way that the weights of a stage have come. Of each
-parameter a bounded, strided sample is kept as it was and looked at.
+parameter a bounded sample is kept as it was and looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from densitylr.density import row_dtype
-from densitylr.distributed import Ranks, is_sharded
+from densitylr.distributed import Ranks
 from densitylr.records import Reading
 from densitylr.stages import Stage
 
@@ -28,12 +28,10 @@ SAMPLE = 2**14
 class Pull:
     """Looks at the gradients of each step, and puts what it has seen onto the next reading.
 
-    Nothing is copied to the host before that, and then all of it at once.
-
     Args:
-        stages: the stages, untrained, by name.
+        stages: the stages, untrained, by name; no parameter is sharded.
         names: those that are looked at.
-        ranks: those that hold the other shards, where each holds one.
+        ranks: those that train the same model, whose means are put together.
     """
 
     def __init__(
@@ -45,31 +43,34 @@ class Pull:
             name: {n: _sample(p).clone() for n, p in stage.parameters.items()}
             for name, stage in self._stages.items()
         }
-        self._steps: list[Tensor] = []  # [stages, 3] each: g · d, |g|² and |d|² of a step
+        self._seen: Tensor | None = None  # [2, stages]: sums of cosines, and of how many
 
     @torch.no_grad()
     def add(self) -> None:
-        """Look at the gradients of the step that is about to be taken."""
-        rows = [self._products(name, stage) for name, stage in self._stages.items()]
-        self._steps.append(torch.stack([row.to(rows[0].device) for row in rows]))
+        """Look at the gradients of the step that is about to be taken; nobody waits for them."""
+        cosines = [self._cosine(name, stage) for name, stage in self._stages.items()]
+        row = torch.stack([cosine.to(cosines[0].device) for cosine in cosines])
+        known = row.isfinite()
+        seen = torch.stack([row.where(known, 0.0), known.to(row.dtype)])
+        self._seen = seen if self._seen is None else self._seen.to(seen.device) + seen
 
     def onto(self, reading: Reading) -> Reading:
         """The reading with the mean cosines since the last one; as it is if nothing was added."""
-        if not self._steps:
+        if self._seen is None:
             return reading
-        table = torch.stack([step.to(self._steps[0].device) for step in self._steps])
-        found = table.cpu().double().numpy()
-        self._steps.clear()
-        if self.ranks is not None and self.ranks.sharded:
+        found = self._seen.cpu().double().numpy()
+        self._seen = None
+        if self.ranks is not None:
             found = self.ranks.summed(found.ravel(), reading.step).reshape(found.shape)
-        table = torch.from_numpy(found)
-        cosines = -table[..., 0] / (table[..., 1] * table[..., 2]).sqrt()
         changed = dict(reading.stages)
-        for name, own in zip(self._stages, cosines.T, strict=True):
-            seen = own[own.isfinite()]
-            mean = float(seen.mean()) if len(seen) else math.nan
+        for name, total, count in zip(self._stages, *found.tolist(), strict=True):
+            mean = total / count if count else math.nan
             changed[name] = dataclasses.replace(changed[name], pull=mean)
         return Reading(reading.step, changed)
+
+    def let_go(self) -> None:
+        """Free the samples; there is no pull from then on, until a state is loaded."""
+        self._start, self._seen = {}, None
 
     def state_dict(self) -> dict[str, Any]:
         """The weights as they were, by stage and parameter."""
@@ -77,35 +78,37 @@ class Pull:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Compare with where another run of such a model began."""
-        self._steps.clear()
-        for name in state.keys() & self._start.keys():
-            self._start[name] = dict(state[name])
+        self._seen = None
+        self._start = {
+            name: {
+                n: start.to(stage.parameters[n].device)
+                for n, start in state.get(name, {}).items()
+                if n in stage.parameters and start.shape == _sample(stage.parameters[n]).shape
+            }
+            for name, stage in self._stages.items()
+        }
 
-    def _products(self, name: str, stage: Stage) -> Tensor:
-        """``[g · d, |g|², |d|²]`` over a stage; zeros where there is no gradient to look at."""
+    def _cosine(self, name: str, stage: Stage) -> Tensor:
+        """0-dim; NaN where there is no gradient to look at, or nothing has moved."""
         gradients, ways = [], []
         for n, parameter in stage.parameters.items():
-            gradient, start = parameter.grad, self._start[name].get(n)
+            gradient, start = parameter.grad, self._start.get(name, {}).get(n)
             if gradient is None or gradient.is_sparse or start is None:
                 continue
-            now = _sample(parameter)
-            gradients.append(_sample(gradient))
-            ways.append(now.to(_wide(now)) - start.to(now.device, _wide(now)))
+            now, wide = _sample(parameter), row_dtype(parameter.device)
+            gradients.append(_sample(gradient).to(wide))
+            ways.append(now.to(wide) - start.to(now.device, wide))
         if not ways:
             device = next(iter(stage.parameters.values())).device
-            return torch.zeros(3, dtype=row_dtype(device), device=device)
-        home = ways[0].device
-        g, d = (torch.cat([part.to(home, _wide(part)) for part in s]) for s in (gradients, ways))
-        return torch.stack([g.dot(d), g.dot(g), d.dot(d)])
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return row_dtype(tensor.device)
+            return torch.full((), math.nan, dtype=row_dtype(device), device=device)
+        g, d = (torch.cat([part.to(ways[0].device) for part in s]) for s in (gradients, ways))
+        return -g.dot(d) / (g.dot(g) * d.dot(d)).sqrt()
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """At most `SAMPLE` elements of a parameter, or of this rank's shard of it, 1-dim."""
-    own = tensor.detach()
-    own = own.to_local() if is_sharded(own) else own  # type: ignore[attr-defined]
-    own = own.reshape(-1)
-    return own[:: max(1, -(-own.numel() // SAMPLE))]
+    """At most `SAMPLE` elements, 1-dim, of all rows and columns alike."""
+    flat = tensor.detach().reshape(-1)
+    step = max(1, -(-flat.numel() // SAMPLE))
+    while step > 1 and math.gcd(step, flat.numel()) > 1:
+        step += 1
+    return flat[::step]

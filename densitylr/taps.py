@@ -50,7 +50,7 @@ class Tap:
             with torch.no_grad():
                 answer = self.twin(args, kwargs, self.sampler.strides(a))
         self.answered = answer is not None
-        probe.put(self.row, a, sample, answer, self.sampler.channels)
+        probe.put(self.row, a, sample, answer, self.sampler.channels, again=self.twin is None)
 
     def keep_peak(self, a: Tensor, peak: Tensor) -> None:
         """The largest RMS since the last probe, in ``peak``, 0-dim."""

@@ -52,19 +52,36 @@ class _Scalars(TorchDispatchMode):
 
 
 def copies(case: Case, batch: int, device: torch.device) -> dict[str, int]:
-    """Copies to the host in one probe, from the first hook to the reading, and single numbers.
+    """Copies to the host in one probe, and single numbers.
 
     The shapes have been seen before: of a new shape it is looked up once which channels are read.
+
+    Returns:
+        ``copies`` and ``scalars`` from the first hook to the reading; ``still``: copies in a whole
+        step with a probe, at which every stage stands still, so that gradients are looked at.
     """
-    model, optimizer = watched(case, device)
-    x = case.batch(batch)[0].to(device)
+    model, optimizer = watched(case, device, observe_only=True)
+    x, y = (part.to(device) for part in case.batch(batch))
     monitor = optimizer._monitor
     for _ in range(2):
         monitor.arm()
         with _Transfers() as transfers, _Scalars() as scalars:
             model(x)
             monitor.collect(0)
-    return {"copies": transfers.copies, "scalars": scalars.reads, "devices": 1}
+    model, optimizer = watched(case, device, "geometric", observe_only=True)
+    for _ in range(3):  # before the first step no gradient is looked at
+        optimizer._cadence.due = 0
+        optimizer._monitor.arm()
+        optimizer.zero_grad()
+        with _Transfers() as whole:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return {
+        "copies": transfers.copies,
+        "scalars": scalars.reads,
+        "still": whole.copies,
+        "devices": 1,
+    }
 
 
 def compiled(steps: int = 20) -> dict[str, int]:

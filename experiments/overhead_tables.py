@@ -213,7 +213,8 @@ def lines(result: Result) -> list[dict[str, Any]]:
             "a probe is one copy to the host for each device",
             copied["copies"] == copied["devices"] and not copied["scalars"],
             f"copies: {copied['copies']}, single numbers read: {copied['scalars']}, "
-            f"devices: {copied['devices']}",
+            f"devices: {copied['devices']}; where stages stand still, so that their gradients are "
+            f"looked at: {copied['still']} copies",
         )
     )
     grown = result["growth"]

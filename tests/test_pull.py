@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -17,7 +18,7 @@ from densitylr import DensityLR, find_stages
 from densitylr.creep import Limits, creeping
 from densitylr.liftoff import LiftOff
 from densitylr.policy import StageState
-from densitylr.pull import SAMPLE, Pull
+from densitylr.pull import SAMPLE, Pull, _sample
 from densitylr.records import Reading
 
 LIMITS = Limits(pull=0.03, creep=1.5, pace=5, follow=100)
@@ -79,6 +80,42 @@ def test_large_parameters_are_sampled_alike() -> None:
     model[0].weight.grad = -way - torch.randn_like(way)  # a cosine of 1 / sqrt(2)
     pull.add()
     assert pull.onto(reading(model)).stages["0"].pull == pytest.approx(0.5**0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(256, 256, 3, 3), (1024, 784), (4096, 64), (300, 300)])
+def test_a_sample_visits_all_columns_alike(shape: tuple[int, ...]) -> None:
+    columns = math.prod(shape[1:])
+    weight = torch.arange(math.prod(shape)).view(shape)
+    seen = torch.bincount(_sample(weight) % columns, minlength=columns)
+    assert len(_sample(weight)) <= SAMPLE
+    assert seen.max() - seen.min() <= 1
+
+
+def test_a_run_goes_on_creeping_from_a_checkpoint_even_where_it_has_let_go() -> None:
+    def train(model: nn.Module, wrapped: DensityLR, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(64, 6, generator=torch.Generator().manual_seed(step))
+            wrapped.zero_grad()
+            nn.functional.cross_entropy(model(x), x[:, :4].argmax(1)).backward()
+            wrapped.step()
+
+    def run() -> tuple[nn.Module, DensityLR]:
+        model = net()
+        inner = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+        return model, DensityLR(inner, model, mode="free", pretrained=False)
+
+    model, wrapped = run()
+    train(model, wrapped, range(30))
+    saved = copy.deepcopy((model.state_dict(), wrapped.state_dict()))
+    assert any(s.following for s in wrapped._law.stages.values())
+    train(model, wrapped, range(30, 60))
+    ended = dict(wrapped.scales)
+    train(model, wrapped, range(60, 250))
+    for again in ((model, wrapped), run()):
+        again[0].load_state_dict(saved[0])
+        again[1].load_state_dict(copy.deepcopy(saved[1]))
+        train(*again, range(30, 60))
+        assert again[1].scales == ended
 
 
 def follow(pulls: list[float], every: int = 5) -> list[float]:
@@ -147,5 +184,4 @@ def test_training_that_needs_no_more_is_left_and_what_was_kept_is_let_go() -> No
     creeps = [d for d in wrapped.history.decisions if "still pull" in d.reason]
     assert loss.item() < 0.7
     assert max(d.step for d in creeps) < 200
-    assert wrapped._decider.pull is None
-    assert "pull" not in wrapped.state_dict()["densitylr"][0]
+    assert wrapped.state_dict()["densitylr"][0]["pull"] == {}

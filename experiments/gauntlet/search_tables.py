@@ -68,7 +68,12 @@ def creeps() -> str:
         both = own.keys() & usual["free"].keys()
         means = (np.mean([table[c] for c in both]) for table in (own, usual["free"]))
         rows.append(
-            [arm, str(len(both)), *(f"{m:+.1f}" for m in means), f"{max(own.values()):+.1f}"]
+            [
+                arm,
+                str(len(both)),
+                *(f"{m:+.1f}" for m in means),
+                f"{max(own[c] for c in both):+.1f}",
+            ]
         )
     rows.sort(key=lambda row: float(row[2]) - float(row[3]))
     return markdown(rows, ["rule", "runs", "points lost", "by free", "worst run"])
