@@ -57,14 +57,14 @@ class DensityLR(Stepping):
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
             alive, up to the same cap. ``"free"`` does so without a cap, and goes on raising all
             rates together while gradients pull the weights away from where they began, for up to
-            100 steps. With SGD's momentum a raise of ``"repair"`` comes into force over the steps
-            in which a buffer fills.
+            100 steps. With momentum (SGD's or RMSprop's) a raise of ``"repair"`` comes into force
+            over the steps in which a buffer fills.
         stages: the user's own stages, as in `find_stages`.
         every: optimizer steps from one probe to the next: half of that (rounded down) during
             the first 20 steps; more, up to ten times as many, where nothing has been decided
             for long (a twentieth of that time). With ``recover`` it is never more.
         policy: another `Policy` than ``LiftOff(mode)`` (in a search with the optimizer's momentum);
-            ``mode`` is then only a name.
+            ``mode`` is then only a name, but that raises under ``"repair"`` wait for momentum.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough, and the first step
             warns of it, unless a state dict of ours has been loaded by then, which knows better.
