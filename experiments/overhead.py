@@ -37,7 +37,15 @@ from experiments.overhead_counts import (
     sample_error,
 )
 from experiments.overhead_page import render
-from experiments.overhead_tables import PRIMARY, disturbed, lines, median_interval, said, table
+from experiments.overhead_tables import (
+    PRIMARY,
+    disturbed,
+    lines,
+    median_interval,
+    said,
+    table,
+    verdicts,
+)
 from experiments.report import save
 
 __all__ = ["main", "measure", "summary", "table"]
@@ -166,20 +174,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where to keep the results, and a page beside it"
     )
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print a kept file's table only")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", metavar="FILE", help="time nothing: print the table of the "
+        "first kept file, and what holds and fails in all of them"
+    )  # fmt: skip
     parser.add_argument(
         "--write", type=Path, metavar="DOCUMENT", help="with --show: put the table between "
-        "<!-- cost --> and <!-- /cost --> of a Markdown document, too"
+        "<!-- cost --> and <!-- /cost --> of a Markdown document, too, the rest between "
+        "<!-- asked --> and <!-- /asked -->"
     )  # fmt: skip
+    parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: its own)")
     options = parser.parse_args(arguments)
     if options.show is not None:
-        result = json.loads(options.show.read_text(encoding="utf-8"))
-        print(table(result))
+        shown = [json.loads(file.read_text(encoding="utf-8")) for file in options.show]
+        print(table(shown[0]), verdicts(shown), sep="\n\n")
         if options.write is not None:
             document = options.write.read_text(encoding="utf-8")
-            text = fill(document, {"cost": lambda: table(result)})
+            tables = {"cost": lambda: table(shown[0]), "asked": lambda: verdicts(shown)}
+            text = fill(document, tables)
             options.write.write_text(text, encoding="utf-8")
         return 0
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     if PRIMARY not in options.cases:
         parser.error(f"--cases must name {PRIMARY}, of which the lines speak")
     cases = sorted(options.cases, key=lambda name: name != PRIMARY)

@@ -19,7 +19,9 @@ __all__ = [
     "lines",
     "median_interval",
     "probes",
+    "said",
     "table",
+    "verdicts",
 ]
 
 SPANS = (157, 938, 10_000)
@@ -138,6 +140,16 @@ def table(result: Result) -> str:
     text = tabulate(rows, head, tablefmt="github", colalign=align, disable_numparse=True)
     warning = disturbed(result["machine"])
     return f"{text}\n\nNot to be relied on: {warning}." if warning else text
+
+
+def verdicts(results: Sequence[Result]) -> str:
+    """What holds and what fails, as text to be printed, for each number of threads."""
+    blocks = []
+    for result in results:
+        threads = result["machine"]["threads"]
+        head = f"{threads} thread{'s' if threads != 1 else ''}"
+        blocks.append("\n".join([head, *(said(line) for line in lines(result))]))
+    return "```\n" + "\n\n".join(blocks) + "\n```"
 
 
 def _line(text: str, holds: bool | None, evidence: str) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from experiments import overhead
 from experiments.overhead_arms import CASES, Case, time_case
 from experiments.overhead_counts import compiled, copies, growth, identical_losses
 from experiments.overhead_page import render
-from experiments.overhead_tables import amortised, case_rows, lines, median_interval, probes, table
+from experiments.overhead_tables import (
+    amortised,
+    case_rows,
+    lines,
+    median_interval,
+    probes,
+    table,
+    verdicts,
+)
 
 KEPT = Path(overhead.__file__).parent / "overhead_results" / "cpu.json"
 CPU = torch.device("cpu")
@@ -119,8 +127,10 @@ def test_a_kept_file_is_shown_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: dict[str, Any]
 ) -> None:
     document = tmp_path / "document.md"
-    document.write_text("before\n<!-- cost -->\nold\n<!-- /cost -->\nafter\n", encoding="utf-8")
-    assert overhead.main(["--show", str(KEPT), "--write", str(document)]) == 0
-    assert capsys.readouterr().out.strip() == table(kept)
-    expected = f"before\n<!-- cost -->\n{table(kept)}\n<!-- /cost -->\nafter\n"
+    blocks = "a\n<!-- cost -->\n{}\n<!-- /cost -->\nb\n<!-- asked -->\n{}\n<!-- /asked -->\nc\n"
+    document.write_text(blocks.format("old", "old"), encoding="utf-8")
+    assert overhead.main(["--show", str(KEPT), str(KEPT), "--write", str(document)]) == 0
+    shown = table(kept), verdicts([kept, kept])
+    assert capsys.readouterr().out.strip() == "\n\n".join(shown)
+    expected = blocks.format(*shown)
     assert document.read_text(encoding="utf-8") == expected

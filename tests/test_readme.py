@@ -11,7 +11,7 @@ import torch
 
 from experiments.claims import claims
 from experiments.gauntlet.law import README_TABLES, TABLES, fill
-from experiments.overhead import table
+from experiments.overhead_tables import table, verdicts
 from tests.matrix.sections import SECTIONS, cells_of
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,8 @@ def test_the_cost_is_that_of_the_committed_benchmark() -> None:
     kept = ROOT / "experiments" / "overhead_results" / "cpu.json"
     cost = json.loads(kept.read_text(encoding="utf-8"))
     assert block("cost").strip() == table(cost)
+    single = json.loads(kept.with_name("cpu_1_thread.json").read_text(encoding="utf-8"))
+    assert block("asked").strip() == verdicts([cost, single])
 
 
 def test_the_law_is_told_by_the_committed_records() -> None:
