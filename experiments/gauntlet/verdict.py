@@ -85,6 +85,8 @@ def _starved(cells: list[Closed], lucky: list[Closed]) -> Judgement:
             f"; flat rates with other seeds, in the place of repair, pass in "
             f"{sum(c.passed for c in lucky)} of {len(lucky)}"
         )
+        if drawn := [c for c in lucky if c.profile.startswith("random-")]:
+            evidence += f", of the random profiles in {sum(c.passed for c in drawn)}"
     failed = [c for c in cells if not c.passed]
     failed.sort(key=lambda c: c.gap.fraction if c.there else math.inf)
     return Judgement(demand, good >= 0.95 * len(cells), evidence, [f"    {c}" for c in failed])
