@@ -35,11 +35,11 @@ class TapHook:
 
     def idle(self) -> bool:
         monitor = self.monitor()
-        return monitor is None or not (monitor.armed or self.tap in monitor.watched)
+        return monitor is None or not monitor.wants(self.tap)
 
     def run(self, args: Any, kwargs: Any, output: Any) -> None:
         monitor = self.monitor()
-        if monitor is not None and (monitor.armed or self.tap in monitor.watched):
+        if monitor is not None and monitor.wants(self.tap):
             below(monitor._read, self.tap, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:

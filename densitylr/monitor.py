@@ -137,6 +137,10 @@ class DensityMonitor:
             tap.let_twin_go()
         self.armed, self.watched, self.closed = False, frozenset(), True
 
+    def wants(self, tap: str) -> bool:
+        """Whether the next training forward of a tap may have to be looked at."""
+        return self.armed or tap in self.watched
+
     def arm(self, *, variety: bool = False) -> None:
         """Read each tap at its next training forward.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from densitylr.density import row_dtype
 from densitylr.distributed import Ranks
 from densitylr.records import Reading
+from densitylr.sampling import even_step
 from densitylr.stages import Stage
 
 __all__ = ["SAMPLE", "Pull"]
@@ -108,7 +109,4 @@ class Pull:
 def _sample(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` elements, 1-dim, of all rows and columns alike."""
     flat = tensor.detach().reshape(-1)
-    step = max(1, -(-flat.numel() // SAMPLE))
-    while step > 1 and math.gcd(step, flat.numel()) > 1:
-        step += 1
-    return flat[::step]
+    return flat[:: even_step(flat.numel(), SAMPLE)]

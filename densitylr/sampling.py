@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BUDGET", "CHANNELS", "PAIRED", "Sampler", "shares_memory", "tap_budget"]
+__all__ = ["BUDGET", "CHANNELS", "PAIRED", "Sampler", "even_step", "shares_memory", "tap_budget"]
 
 CHANNELS = 64
 """Most output channels of a block."""
@@ -39,6 +39,14 @@ _View = tuple[tuple[int, ...], tuple[int, ...], int]
 def tap_budget(taps: int) -> int:
     """Most outputs to read of each of so many taps that have no twin, a power of two."""
     return max(LEAST, 2 ** int(math.log2(BUDGET / max(1, taps))))
+
+
+def even_step(size: int, most: int) -> int:
+    """The step at which at most ``most`` of ``size`` elements are taken, in no dimension's beat."""
+    step = max(1, -(-size // most))
+    while step > 1 and math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def shares_memory(sample: Tensor, output: Tensor) -> bool:
@@ -155,7 +163,4 @@ class Sampler:
     def _spread(self, output: Tensor) -> Tensor:
         order = sorted(range(output.ndim), key=output.stride, reverse=True)
         flat = output.permute(order).reshape(-1)
-        step = 1 if self.budget is None else -(-int(flat.numel()) // self.budget)
-        while step > 1 and math.gcd(step, int(flat.numel())) > 1:
-            step += 1
-        return flat[::step]
+        return flat if self.budget is None else flat[:: even_step(int(flat.numel()), self.budget)]

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from experiments.gauntlet.pool import read
 
-__all__ = ["DEVELOPED_ON", "RESULTS", "Record", "cell_of", "markdown", "records_of"]
+__all__ = ["DEVELOPED_ON", "RESULTS", "Record", "cell_of", "markdown", "marked", "records_of"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,6 +26,11 @@ def records_of(name: str) -> list[Record]:
 def cell_of(record: Record) -> tuple[Any, ...]:
     """What is the same in all arms of one run."""
     return tuple(record[n] for n in ("net", "optimizer", "condition", "seed", "start", "steps"))
+
+
+def marked(net: str) -> str:
+    """A network's name, marked where constants were chosen on it."""
+    return net + (" (d)" if net in DEVELOPED_ON else "")
 
 
 def markdown(rows: list[list[str]], head: list[str]) -> str:

@@ -16,10 +16,10 @@ import numpy as np
 
 from experiments.gauntlet.ablations import ABLATIONS
 from experiments.gauntlet.committed import (
-    DEVELOPED_ON,
     Record,
     cell_of,
     markdown,
+    marked,
     records_of,
 )
 from experiments.gauntlet.figures import trade_off
@@ -68,7 +68,7 @@ def starved() -> str:
     rows = []
     for net in dict.fromkeys(c.net for c in cells):
         own = [c for c in cells if c.net == net]
-        row = [net + (" (d)" if net in DEVELOPED_ON else "")]
+        row = [marked(net)]
         for optimizer in ("sgd", "adamw", "rmsprop"):
             some = [c for c in own if c.optimizer == optimizer]
             row.append(f"{sum(c.passed for c in some)}/{len(some)}")
@@ -118,7 +118,7 @@ def arrivals() -> str:
         means = [float(np.mean([run[arm] for run in own.values()])) for arm in arms]
         worst = min(run["at once"] for run in own.values())
         kept = min(run[arms[-1]] for run in own.values())
-        name = net + (" (d)" if net in DEVELOPED_ON else "")
+        name = marked(net)
         numbers = (good, *means, worst, kept)
         rows.append([name, str(len(own)), *(f"{number:.3f}" for number in numbers)])
     head = ["network", "runs", "flat", *arms, "worst at once", "worst of the last"]

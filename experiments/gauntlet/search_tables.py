@@ -14,8 +14,10 @@ from experiments.gauntlet.committed import (
     Record,
     cell_of,
     markdown,
+    marked,
     records_of,
 )
+from experiments.gauntlet.outcomes import SETTING
 from experiments.gauntlet.searching import compare_rules, mean_ranks, searches
 from experiments.gauntlet.signals import PULL, judged, signals_of
 
@@ -27,7 +29,7 @@ def search() -> str:
     cells = searches(records_of("gauntlet"))
     rows = []
     for net in dict.fromkeys(c.net for c in cells):
-        row: list[str] = [net + (" (d)" if net in DEVELOPED_ON else "")]
+        row: list[str] = [marked(net)]
         for optimizer in ("sgd", "adamw", "rmsprop"):
             lost = [c.lost for c in cells if (c.net, c.optimizer) == (net, optimizer)]
             row.append(f"{100 * np.mean(lost):+.1f} ({100 * max(lost):+.1f})" if lost else "–")
@@ -105,7 +107,7 @@ def _lost(records: Iterable[Record]) -> dict[tuple[Any, ...], dict[tuple[Any, ..
 
 
 def _flat(record: Record) -> tuple[Any, ...]:
-    return tuple(record[n] for n in ("net", "optimizer", "seed", "steps", "schedule", "batch"))
+    return tuple(record[n] for n in (*SETTING, "seed"))
 
 
 def signals() -> str:
@@ -124,8 +126,7 @@ def pulls() -> str:
         runs[r["net"], r["optimizer"]][r["times"]] = r["signals"][PULL]
     times = sorted({t for own in runs.values() for t in own})
     rows = [
-        [net + (" (d)" if net in DEVELOPED_ON else ""), optimizer]
-        + ["–" if own[t] is None else f"{own[t]:.3f}" for t in times]
+        [marked(net), optimizer] + ["–" if own[t] is None else f"{own[t]:.3f}" for t in times]
         for (net, optimizer), own in runs.items()
     ]
     return markdown(rows, ["network", "optimizer", *(f"× {t:g}" for t in times)])
