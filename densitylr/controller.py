@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from densitylr.arrival import FULL, Arrival
 from densitylr.cadence import Cadence, check_every
 from densitylr.checkpoint import joined, parted
 from densitylr.checks import check_optimizer, check_recover, check_stages
@@ -57,14 +56,14 @@ class DensityLR(Stepping):
             starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
             alive, up to the same cap. ``"free"`` does so without a cap, and goes on raising all
             rates together while gradients pull the weights away from where they began, for up to
-            100 steps. With momentum (SGD's or RMSprop's) a raise of ``"repair"`` comes into force
-            over the steps in which a buffer fills.
+            100 steps. At a raise of ``"repair"`` the momentum buffers of the stage (SGD's and
+            RMSprop's) are divided by its factor, so that it acts on the gradients to come.
         stages: the user's own stages, as in `find_stages`.
         every: optimizer steps from one probe to the next: half of that (rounded down) during
             the first 20 steps; more, up to ten times as many, where nothing has been decided
             for long (a twentieth of that time). With ``recover`` it is never more.
-        policy: another `Policy` than ``LiftOff(mode)`` (in a search with the optimizer's momentum);
-            ``mode`` is then only a name, but that raises under ``"repair"`` wait for momentum.
+        policy: another `Policy` than ``LiftOff(mode)`` with the optimizer's momentum; ``mode`` is
+            then only a name, but that momentum is corrected at raises under ``"repair"``.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough, and the first step
             warns of it, unless a state dict of ours has been loaded by then, which knows better.
@@ -128,9 +127,8 @@ class DensityLR(Stepping):
         self.inner = optimizer
         self.mode = mode
         self.every = every
-        builds_up = startup(stepping)
         if policy is None:
-            policy = law if mode == "repair" else replace(law, **builds_up)
+            policy = replace(law, **startup(stepping))
         self.policy: Policy = policy
         self._pretrained, self._gains = pretrained_stages(model, self.stages, pretrained)
         free = [name for name in self.stages if name not in self._pretrained]
@@ -155,12 +153,7 @@ class DensityLR(Stepping):
         )
         monitor.ranks = self._ranks
         self._cadence = Cadence(every, steady=recover)
-        self._arrival = Arrival()
-        if mode == "repair":  # a search raises rates while momentum builds up, and knows of it
-            momentum = builds_up.get("momentum", 0.0)
-            self._arrival = Arrival(momentum, builds_up.get("nesterov", False))
-        self._tell_of_buffers()
-        creeps = isinstance(policy, LiftOff) and policy.mode == "free"
+        follows = isinstance(policy, LiftOff) and policy.mode != "warmup"
         sharded = self._ranks is not None and self._ranks.sharded
         self._recovery = Recovery(model, optimizer) if recover else None
         decider = Decider(
@@ -170,10 +163,10 @@ class DensityLR(Stepping):
             state,
             mode=mode,
             cadence=self._cadence,
-            arrival=self._arrival,
+            stepped=stepping,
             recovery=self._recovery,
             observe_only=observe_only,
-            pull=Pull(self.stages, free, self._ranks) if creeps and not sharded else None,
+            pull=Pull(self.stages, free, self._ranks) if follows and not sharded else None,
         )
         self._attach(stepping, decider, kept)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]
@@ -197,9 +190,7 @@ class DensityLR(Stepping):
 
     @observe_only.setter
     def observe_only(self, value: bool) -> None:
-        if self._decider.observe_only and not value:
-            self._arrival.anew(self._law.scales)
-        self._decider.observe_only = value
+        self._decider.observe(value)
 
     def diagnose(self) -> list[Diagnosis]:
         """What is, or was, wrong with which stage; an empty list where nothing is.
@@ -235,11 +226,6 @@ class DensityLR(Stepping):
     @property
     def _law(self) -> LawState:
         return self._decider.law
-
-    def _tell_of_buffers(self) -> None:
-        """Momentum that was there before us is full, for all we know."""
-        if any("momentum_buffer" in state for state in self.inner.state.values()):
-            self._arrival.load_state_dict({"steps": FULL, "late": {}})
 
     def _kept_back(self, rates: Mapping[str, float], ceiling: float) -> str:
         """What to say of stages that ``repair`` would raise, were their weights untrained."""
@@ -280,5 +266,3 @@ class DensityLR(Stepping):
             self._notice = ""  # which stages are free is known from the run that goes on
             self._gains = ours.get("gains", self._gains)
             self._decider.load_state_dict(ours)
-        else:
-            self._tell_of_buffers()

@@ -1,11 +1,12 @@
-"""What becomes of the rates of `free` once all stages have lifted off. Pure, no torch.
+"""What becomes of rates once stages have lifted off. Pure, no torch.
 
-A rate that is right at lift-off may be a sixth of what training can bear, and density does not
-tell: displacement levels off whatever the rate. The gradient tells. While a rate is too low, the
-weights have not come as far as gradients call for, and the descent direction goes on pointing
-away from where they began: its cosine with the way they have come stays well above zero. The same
-product is what D-Adaptation (Defazio and Mishchenko, 2023) and Prodigy (Mishchenko and Defazio,
-2024) estimate the distance to a solution from; here it is only compared with a threshold.
+A stage lifts off at a tenth of a good rate, too, and a rate that is right at lift-off may be a
+sixth of what training can bear. Density does not tell: displacement levels off whatever the rate.
+The gradient tells. While a rate is too low, the weights have not come as far as gradients call for,
+and the descent direction goes on pointing away from where they began: its cosine with the way they
+have come stays well above zero. The same product is what D-Adaptation (Defazio and Mishchenko,
+2023) and Prodigy (Mishchenko and Defazio, 2024) estimate the distance to a solution from; here it
+is only compared with a threshold.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from densitylr.policy import StageState
+from densitylr.records import Reading
 
 __all__ = ["Crept", "Limits", "creeping"]
 
@@ -37,27 +39,41 @@ class Crept(NamedTuple):
 
 
 def creeping(
-    stages: Mapping[str, StageState],
-    since: Mapping[str, int],
-    pulls: Mapping[str, float],
-    step: int,
+    before: Mapping[str, StageState],
+    after: Mapping[str, StageState],
+    reading: Reading,
     limits: Limits,
-) -> Crept:
-    """Raise all rates by one factor, if gradients still pull the weights away from their start.
+    *,
+    together: bool,
+) -> list[Crept]:
+    """Raise the rates of followed stages where gradients still pull weights away from their start.
 
     Args:
-        stages: those whose search is over, and which are followed.
-        since: steps since the last reading of each.
-        pulls: the mean cosine over these steps; NaN where none was seen.
-        step: of the reading.
-        limits: a raise is by ``creep``, where the mean over the stages, over ``pace`` steps, is
-            above ``pull``; ``follow`` steps after the search nothing is raised any more.
+        before: the stages as they were until this reading.
+        after: the same at this reading.
+        reading: with the mean cosine of each stage since the last one; NaN where none was seen.
+        limits: a raise is by ``creep``, where the mean over ``pace`` steps is above ``pull``;
+            ``follow`` steps after lift-off nothing is raised any more.
+        together: all by one factor, by the mean over the stages; otherwise each by its own.
     """
+    names = [name for name in after if before[name].following]
+    groups = [names] if together else [[name] for name in names]
+    return [_crept({n: after[n] for n in group}, before, reading, limits) for group in groups]
+
+
+def _crept(
+    stages: Mapping[str, StageState],
+    before: Mapping[str, StageState],
+    reading: Reading,
+    limits: Limits,
+) -> Crept:
+    step = reading.step
     followed, means, due = {}, [], []
     for name, stage in stages.items():
-        steps = step - stage.judged
-        if math.isfinite(pulls[name]):
-            stage = dataclasses.replace(stage, pulled=stage.pulled + pulls[name] * since[name])
+        steps, pull = step - stage.judged, reading.stages[name].pull
+        if steps > 0 and math.isfinite(pull):
+            since = step - before[name].step
+            stage = dataclasses.replace(stage, pulled=stage.pulled + pull * since)
             means.append(stage.pulled / max(1, steps))
         followed[name] = stage
         if steps >= limits.pace:

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from densitylr.arrival import Arrival
+from torch.optim import Optimizer
+
 from densitylr.cadence import Cadence
 from densitylr.gradients import without_gradient
 from densitylr.history import History
+from densitylr.momentum import correct_momentum
 from densitylr.monitor import DensityMonitor
 from densitylr.policy import LawState, Policy
 from densitylr.pull import Pull
@@ -41,7 +43,8 @@ class Decider:
         law: the state to begin with, of the stages that ``policy`` may decide on.
         mode: its name.
         cadence: when to look.
-        arrival: how the scales of ``policy`` come into force.
+        stepped: what takes the steps, and has their momentum: the user's optimizer, or what is
+            inside it.
         recovery: what goes back after a collapse, if anything.
         observe_only: decide, but leave all scales at 1.
         pull: what looks at the pull of gradients after a search, if anything.
@@ -59,17 +62,17 @@ class Decider:
         *,
         mode: str,
         cadence: Cadence,
-        arrival: Arrival,
+        stepped: Optimizer,
         recovery: Recovery | None,
         observe_only: bool,
         pull: Pull | None = None,
     ) -> None:
         self.monitor, self.rates, self.policy, self.law = monitor, rates, policy, law
-        self.mode, self.cadence, self.arrival, self.recovery = mode, cadence, arrival, recovery
+        self.mode, self.cadence, self.recovery = mode, cadence, recovery
+        self._stepped = stepped
         self.observe_only = observe_only
         self.pull = pull
         self.steps = 0
-        self._begun = False  # a step, which may have raised
         self._unread = 0  # steps since a reading was asked for
         # Which twins are of use is known once the schedule has set the rates of a first step.
         self._twins_due = True
@@ -81,27 +84,20 @@ class Decider:
     @property
     def scales(self) -> dict[str, float]:
         """The factor now in force on the user's learning rate of each stage."""
-        return self._capped(self.arrival.in_force(self.law.scales))
-
-    @property
-    def decided(self) -> dict[str, float]:
-        """The factors that were decided, whether all of them is in force yet or not."""
-        return self._capped(self.law.scales)
-
-    def _capped(self, chosen: Mapping[str, float]) -> dict[str, float]:
         if self.observe_only or self.monitor.closed:
             return dict.fromkeys(self.rates.stages, 1.0)
+        chosen = self.law.scales
         scales = {name: chosen.get(name, 1.0) for name in self.rates.stages}
         if self.recovery is None or not self.recovery.cap:
             return scales
         rates, _ = self.rates.now()
         return {n: s * self.recovery.factor(n, rates[n] * s) for n, s in scales.items()}
 
-    def begin(self) -> None:
-        """A step begins; one that raised is begun again."""
-        if not self._begun:
-            self.arrival.advance()
-        self._begun = True
+    def observe(self, only: bool) -> None:
+        """From here on decide only, or act on what is decided."""
+        before = self.scales
+        self.observe_only = only
+        self._correct_momentum(before)
 
     def probe(self, *, stepping: bool) -> None:
         """End a probe, if there is one, and decide.
@@ -111,8 +107,8 @@ class Decider:
         """
         if self.recovery is not None:
             self.recovery.begin()
-        if self.pull is not None and stepping and self._following:
-            self.pull.add()
+        if self.pull is not None and stepping and (following := self._following):
+            self.pull.add(following)
         reading = self.monitor.collect(self.steps)
         if reading is None:
             if stepping:
@@ -128,15 +124,15 @@ class Decider:
         if found is None:
             if not stepping:
                 return
-            before = self.law.scales
+            before = self.scales
             self.law, decisions = self.policy.decide(self.law, reading, rates, ceiling)
-            self.arrival.changed(before, self.law.scales)
+            self._correct_momentum(before)
             self._let_pull_go()
         if self.recovery is not None:
-            event = self.recovery.see(reading.step, found, rates, self.decided, self.law)
+            event = self.recovery.see(reading.step, found, rates, self.scales, self.law)
             decisions = [*decisions, event] if event is not None else decisions
         self.cadence.looked(reading.step, bool(decisions))
-        self.history.record(reading, rates, self.decided, decisions)
+        self.history.record(reading, rates, self.scales, decisions)
         for decision in decisions:
             self._say(decision)
         self._let_twins_go(rates, ceiling)
@@ -144,7 +140,6 @@ class Decider:
     def stepped(self) -> None:
         """Count a step that is over, go back if that was decided, and look again when it is due."""
         self.steps += 1
-        self._begun = False
         if self.recovery is not None:
             self.recovery.stepped()
         self.go_back()
@@ -159,7 +154,6 @@ class Decider:
         target = self.recovery.go_back() if self.recovery is not None else None
         if target is not None:
             self.law = target.law.later(self.steps - target.step)
-            self.arrival.anew(self.law.scales)
             self.monitor.forget_peaks()
 
     def look_without_a_step(self) -> None:
@@ -179,7 +173,6 @@ class Decider:
             "twins_due": self._twins_due,
             "mode": self.mode,
             "law": self.law.to_dict(),
-            "arrival": self.arrival.state_dict(),
             "history": self.history.state_dict(),
             "taps": self.monitor.state_dict(),
         }
@@ -196,7 +189,6 @@ class Decider:
         self.cadence.decided = ours["decided"]
         self.cadence.first = ours["first"]
         self.law = LawState.from_dict(ours["law"])
-        self.arrival.load_state_dict(ours.get("arrival", {"steps": self.steps, "late": {}}))
         self._twins_due = ours["twins_due"]
         if self.pull is not None:
             self.pull.load_state_dict(ours.get("pull", {}))
@@ -204,20 +196,27 @@ class Decider:
         if self.recovery is not None and "recovery" in ours:
             rates, _ = self.rates.now()
             self.recovery.cap = dict(ours["recovery"]["cap"])  # it is part of the scales
-            force = {name: rates[name] * scale for name, scale in self.decided.items()}
+            force = {name: rates[name] * scale for name, scale in self.scales.items()}
             self.recovery.load_state_dict(ours["recovery"], self.steps, force, self.law)
         self.monitor.load_state_dict(ours["taps"])
         self._let_lifted_twins_go()
         self.monitor.armed = False
         self._arm_if_due()
 
+    def _correct_momentum(self, before: Mapping[str, float]) -> None:
+        # A search raises rates while momentum builds up, and counts with full buffers.
+        if self.mode == "repair":
+            correct_momentum(self._stepped, self.rates.stages, before, self.scales)
+
     @property
-    def _following(self) -> bool:
-        return any(stage.following for stage in self.law.stages.values())
+    def _following(self) -> list[str]:
+        return [name for name, stage in self.law.stages.items() if stage.following]
 
     def _let_pull_go(self) -> None:
-        over = any(stage.over is not None for stage in self.law.stages.values())
-        if self.pull is not None and over and not self._following:
+        # A search is over for all stages at once, a repair for each by itself.
+        over = (stage.over is not None for stage in self.law.stages.values())
+        done = all(over) if self.mode == "repair" else any(over)
+        if self.pull is not None and done and not self._following:
             self.pull.let_go()
 
     def _arm_if_due(self) -> None:
@@ -247,6 +246,8 @@ class Decider:
             kept = {*(room or free[-1:]), *untrainable(self.rates.stages)}  # they may thaw
             for name in self.rates.stages.keys() - kept:
                 self.monitor.let_twin_go(name)
+            if self.pull is not None and self.mode == "repair":
+                self.pull.keep(room)
         if self.recovery is None or self.recovery.healthy:
             self._let_lifted_twins_go()
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from densitylr.creep import Crept, Limits, creeping
+from densitylr.creep import Limits, creeping
 from densitylr.policy import LawState, StageState
 from densitylr.records import Decision, Reading, StageReading
 from densitylr.search import Agreement, agreed, reached
@@ -35,9 +35,15 @@ class LiftOff:
 
     ``repair`` raises the scale at every probe where ``D`` is less than
     ``expected = healthy * min(1, steps / patience)``, from 1 up to the largest rate the user gave
-    to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, kept within
-    ``growth`` … ``leap``. The steps count from the first reading at which the stage's own rate
-    is positive. With one flat rate it never acts.
+    to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, at least by
+    ``growth`` and at most by ``leap``, or by ``expected * n`` if that is more: with n outputs near
+    zero, a displacement below 1/n cannot be seen. The steps count from the first reading at which
+    the stage's own rate is positive, step ``t`` as ``1 - momentum**t``. A stage that has lifted
+    off may still have too low a rate, as gradients show that go on pulling its weights away from
+    where they began: where the mean over ``pace`` steps of the cosine between the descent direction
+    and the way come from the untrained weights is above ``pull``, it is raised by ``growth``, for
+    ``follow`` steps, but not within the first ``settle`` steps, in which every gradient pulls. With
+    one flat rate ``repair`` never acts.
 
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
@@ -51,42 +57,41 @@ class LiftOff:
     half-way, see `densitylr.search.agreed`, and may be drawn along until all have lifted off; then
     the rates of ``warmup`` stay.
 
-    Those of ``free`` may still creep up, all by the same factor: as long as the weights have not
-    come far enough, gradients go on pulling them away from where they began. Where the mean over
-    the stages of the cosine between the descent direction and the way come from the untrained
-    weights, over ``pace`` steps, is above ``pull``, all rates are multiplied by ``creep``, for
+    Those of ``free`` may still creep up, all by the same factor: where the mean of that cosine over
+    ``pace`` steps and all stages is above ``pull``, all rates are multiplied by ``creep``, for
     ``follow`` steps.
     ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
 
     Args:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
         healthy: displacement that ``repair`` expects within ``patience`` steps, and at which a
-            stage has lifted off for it.
+            stage has lifted off for it; that at which it has for the search is ``delta``.
         patience: steps.
         delta: displacement at which a stage has lifted off for the search modes.
         growth: smallest raise of ``repair``, largest of a rate that was solved for.
         start: initial scale of the search modes.
         speed: displacement wanted per step by the search modes.
         visible: displacement below which ``D`` says nothing but "too little".
-        leap: largest raise of ``repair``, and of a rate while ``D`` is not visible.
+        leap: largest raise of ``repair`` where few outputs are near zero, and of a rate that is
+            searched while ``D`` is not visible.
         shrink: smallest factor of one change.
         reach: largest scale of ``free``; a stage that no rate can move is raised no further.
-        pull: cosine above which the rates of ``free`` are too low.
-        creep: one raise of them then.
+        pull: cosine above which a rate is too low, in ``repair`` and ``free``.
+        creep: one raise of the rates of ``free`` then.
         pace: steps over which the cosine is averaged.
-        follow: steps after the search in which they may be raised.
+        follow: steps after lift-off in which rates may be raised for it.
+        settle: steps of a stage before its cosine counts, in ``repair``.
         momentum: of the optimizer, where it begins with an empty buffer.
         memory: of the optimizer's average of squared gradients, where that begins at zero and is
             not corrected for it.
-        nesterov: the momentum is Nesterov's. `DensityLR` takes all three from the optimizer, for a
-            search.
+        nesterov: the momentum is Nesterov's. `DensityLR` takes all three from the optimizer.
 
     Raises:
         ValueError: no such mode, or a constant out of its range.
     """
 
     mode: str = "repair"
-    healthy: float = 0.4
+    healthy: float = 0.1
     patience: int = 20
     delta: float = 0.1
     growth: float = 4.0
@@ -100,6 +105,7 @@ class LiftOff:
     creep: float = 1.5
     pace: int = 5
     follow: int = 100
+    settle: int = 10
     momentum: float = 0.0
     memory: float = 0.0
     nesterov: bool = False
@@ -114,8 +120,9 @@ class LiftOff:
         for name in ("growth", "leap", "creep"):
             if not getattr(self, name) > 1:
                 raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
-        if not self.follow >= 0:
-            raise ValueError(f"follow must not be negative, got {self.follow!r}")
+        for name in ("follow", "settle"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         if not 0 < self.shrink <= 1:
             raise ValueError(f"shrink must be in (0, 1], got {self.shrink!r}")
         for name in ("momentum", "memory"):
@@ -143,32 +150,26 @@ class LiftOff:
                 after[name] = dataclasses.replace(stage, scale=caps[name])
         if any(stage.alone is not None for stage in after.values()):
             self._together(before, after, reading, rates, why)
-        crept = self._creeps(state.stages, after, reading)
-        after |= crept.stages
-        why |= dict.fromkeys(crept.stages, crept.why) if crept.why else {}
+        together = self.mode == "free"
+        factor = self.creep if together else self.growth
+        limits = Limits(self.pull, factor, self.pace, self.follow)
+        for crept in creeping(state.stages, after, reading, limits, together=together):
+            after |= crept.stages
+            why |= dict.fromkeys(crept.stages, crept.why) if crept.why else {}
         decisions = []
         for name, new in after.items():
             old, own = before[name], rates.get(name, 0.0)
             scale = min(new.scale, caps[name])
             scale = old.scale if math.isclose(scale, old.scale, rel_tol=ROUNDING) else scale
-            after[name] = new = dataclasses.replace(new, scale=scale, rate=own * scale)
+            following = new.following and scale < caps[name] * (1 - ROUNDING)
+            after[name] = new = dataclasses.replace(
+                new, scale=scale, rate=own * scale, following=following
+            )
             why[name] = why.get(name) or "your rates have changed"
             lifted = new.lifted and not old.lifted
             if scale != old.scale or (lifted and not (self.mode == "repair" and scale == 1.0)):
                 decisions.append(self._say(name, old, new, reading, caps[name], why[name]))
         return LawState(after), decisions
-
-    def _creeps(
-        self,
-        before: Mapping[str, StageState],
-        after: Mapping[str, StageState],
-        reading: Reading,
-    ) -> Crept:
-        followed = {name: stage for name, stage in after.items() if before[name].following}
-        since = {name: reading.step - before[name].step for name in followed}
-        pulls = {name: reading.stages[name].pull for name in followed}
-        limits = Limits(self.pull, self.creep, self.pace, self.follow)
-        return creeping(followed, since, pulls, reading.step, limits)
 
     def _cap(self, own: float, ceiling: float) -> float:
         """The largest scale of a stage whose own rate is ``own``."""
@@ -194,14 +195,20 @@ class LiftOff:
             return stage, ""  # no rate moves it
         if self.mode == "repair":
             lifted = seen.displacement >= self.healthy
-            expected = self.healthy * min(1.0, steps / self.patience)
+            built_up = reached(0, steps, self.momentum, 0.0, self.nesterov)
+            expected = self.healthy * min(1.0, built_up / self.patience)
             factor = 1.0
             if seen.displacement < expected and not lifted:
-                factor = max(self.growth, min(self.leap, expected / max(seen.displacement, 1e-9)))
-            scale = min(stage.scale * factor, cap)
-            why = f"moved {seen.displacement:.1%}, lifted off" if lifted else ""
-            why = why or f"expected to have moved {expected:.1%}"
-            return dataclasses.replace(stage, scale=scale, lifted=lifted), why
+                most = max(self.leap, expected * seen.count * seen.untrained)
+                factor = max(self.growth, min(most, expected / max(seen.displacement, 1e-9)))
+            new = dataclasses.replace(stage, scale=min(stage.scale * factor, cap))
+            if not lifted:
+                return new, f"expected to have moved {expected:.1%}"
+            begin = max(stage.step, (stage.first or 0) + self.settle)
+            new = dataclasses.replace(
+                new, lifted=True, over=stage.step, judged=begin, following=True
+            )
+            return new, f"moved {seen.displacement:.1%}, lifted off"
         if steps == 0 or 2 * seen.count < stage.count:
             return stage, ""  # nothing has been spent yet, or it is the small rest of the data
         moved = max(stage.most, seen.displacement)

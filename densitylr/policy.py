@@ -37,10 +37,11 @@ class StageState:
         count: outputs that were read then.
         alone: the scale that its own displacement asks for, in a search; None once all stages
             have lifted off.
-        over: step at which the search was over; None before that.
-        following: the common rate may still creep up, so its pull is looked at.
+        over: step at which its search, or in a repair the stage's own lift-off, was over; None
+            before that.
+        following: the rate may still creep up, so its pull is looked at.
         pulled: sum of the pull over the steps since the last time that was judged.
-        judged: the step of that.
+        judged: the step of that, or the first from which it counts.
     """
 
     scale: float

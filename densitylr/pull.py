@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -47,10 +47,16 @@ class Pull:
         self._seen: Tensor | None = None  # [2, stages]: sums of cosines, and of how many
 
     @torch.no_grad()
-    def add(self) -> None:
-        """Look at the gradients of the step that is about to be taken; nobody waits for them."""
-        cosines = [self._cosine(name, stage) for name, stage in self._stages.items()]
-        row = torch.stack([cosine.to(cosines[0].device) for cosine in cosines])
+    def add(self, names: Collection[str]) -> None:
+        """Look at the gradients of the step that is about to be taken; nobody waits for them.
+
+        Args:
+            names: the stages of interest; one at least.
+        """
+        found = {n: self._cosine(n, stage) for n, stage in self._stages.items() if n in names}
+        first = next(iter(found.values()))
+        unseen = torch.full_like(first, math.nan)
+        row = torch.stack([found.get(n, unseen).to(first.device) for n in self._stages])
         known = row.isfinite()
         seen = torch.stack([row.where(known, 0.0), known.to(row.dtype)])
         self._seen = seen if self._seen is None else self._seen.to(seen.device) + seen
@@ -68,6 +74,10 @@ class Pull:
             mean = total / count if count else math.nan
             changed[name] = dataclasses.replace(changed[name], pull=mean)
         return Reading(reading.step, changed)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Free the samples of all other stages, which have no pull from then on."""
+        self._start = {name: start for name, start in self._start.items() if name in names}
 
     def let_go(self) -> None:
         """Free the samples; there is no pull from then on, until a state is loaded."""

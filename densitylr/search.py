@@ -31,11 +31,11 @@ def reached(start: int, stop: int, momentum: float, memory: float, nesterov: boo
     """
     if start >= LONG or not (momentum or memory):
         return float(stop - start)
-    if not (momentum and memory):
-        return sum(
-            (1 - momentum ** (t + nesterov)) / math.sqrt(1 - memory**t if memory else 1.0)
-            for t in range(start + 1, stop + 1)
-        )
+    if not memory:
+        lacking = momentum ** (start + 1 + nesterov) - momentum ** (stop + 1 + nesterov)
+        return stop - start - lacking / (1 - momentum)
+    if not momentum:
+        return sum(1 / math.sqrt(1 - memory**t) for t in range(start + 1, stop + 1))
     held, total = 0.0, 0.0
     for t in range(1, stop + 1):
         held = momentum * held + (1 - momentum) / math.sqrt(1 - memory**t)

@@ -73,7 +73,6 @@ class Stepping(Facade):
         if self._void:
             return None
         self._stepping = True
-        self._decider.begin()
         notice, self._notice = self._notice, ""
         if notice:
             warnings.warn(notice, UserWarning, stacklevel=2)

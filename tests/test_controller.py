@@ -222,7 +222,7 @@ def test_observe_only_may_be_set_for_a_while() -> None:
     assert same(ours, bare)
     assert set(wrapped.scales.values()) == {1.0}
     wrapped.observe_only = False
-    assert wrapped._decider.decided["0"] == 100.0
+    assert wrapped.scales["0"] == 100.0
     one_step(ours, wrapped, batches(1)[0])
     one_step(bare, plain, batches(1)[0])
     assert 1.0 < wrapped.scales["0"] < 100.0  # as momentum would have built up

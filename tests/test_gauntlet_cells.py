@@ -138,10 +138,13 @@ def config(**changes: object) -> GauntletConfig:
     return GauntletConfig(blocks={"b": Block(**block)})  # type: ignore[arg-type]
 
 
-def test_blocks_are_products_and_rotation_shares_seeds() -> None:
-    cells = expand(config(conditions=["random-0..3"], seeds=[5, 6], rotate=True))
-    assert [(c.condition, c.arm, c.seed) for c in cells] == [
-        (f"random-{i}", arm, 5 + i % 2) for i in range(4) for arm in ("fixed", "repair")
+def test_blocks_are_products() -> None:
+    cells = expand(config(conditions=["random-0..3"], seeds=[5, 6]))
+    assert [(c.condition, c.seed, c.arm) for c in cells] == [
+        (f"random-{i}", seed, arm)
+        for i in range(4)
+        for seed in (5, 6)
+        for arm in ("fixed", "repair")
     ]
     assert len(expand(config(seeds=[0, 1], batches=[8, 32], starts=[0.1, 1.0]))) == 16
 

@@ -44,7 +44,7 @@ def test_the_cosine_against_float64(steps: int, seed: int) -> None:
         for p in model.parameters():
             p.data += torch.from_numpy(draw.standard_normal(p.shape)).float()
             p.grad = torch.from_numpy(draw.standard_normal(p.shape)).float()
-        pull.add()
+        pull.add(stages)
         for name in stages:
             own = [(n, p) for n, p in model.named_parameters() if n.startswith(f"{name}.")]
             way = [(p.detach().double().numpy() - start[n]).ravel() for n, p in own]
@@ -65,7 +65,7 @@ def test_what_has_not_moved_or_has_no_gradient_has_no_pull() -> None:
     model[0].weight.grad = model[0].bias.grad = None
     with torch.no_grad():
         model[0].weight += 1
-    pull.add()
+    pull.add(stages)
     assert all(math.isnan(s.pull) for s in pull.onto(reading(model)).stages.values())
 
 
@@ -78,7 +78,7 @@ def test_large_parameters_are_sampled_alike() -> None:
     with torch.no_grad():
         model[0].weight += way
     model[0].weight.grad = -way - torch.randn_like(way)  # a cosine of 1 / sqrt(2)
-    pull.add()
+    pull.add(stages)
     assert pull.onto(reading(model)).stages["0"].pull == pytest.approx(0.5**0.5, abs=0.02)
 
 
@@ -118,15 +118,21 @@ def test_a_run_goes_on_creeping_from_a_checkpoint_even_where_it_has_let_go() -> 
         assert again[1].scales == ended
 
 
+def seen(step: int, **pulls: float) -> Reading:
+    told = {n: dataclasses.replace(stage_reading(), pull=pull) for n, pull in pulls.items()}
+    return Reading(step, told)
+
+
 def follow(pulls: list[float], every: int = 5) -> list[float]:
     """The scale at each reading, with what was seen since the one before."""
     stages = {n: StageState(s, over=0, following=True) for n, s in (("a", 1.0), ("b", 0.25))}
     scales = []
     for i, pull in enumerate(pulls):
-        since = dict.fromkeys(stages, every)
-        seen = {"a": pull, "b": pull}
-        followed = {n: s for n, s in stages.items() if s.following}
-        stages |= creeping(followed, since, seen, every * (i + 1), LIMITS).stages
+        [crept] = creeping(
+            stages, stages, seen(every * (i + 1), a=pull, b=pull), LIMITS, together=True
+        )
+        step = every * (i + 1)
+        stages |= {n: dataclasses.replace(s, step=step) for n, s in (stages | crept.stages).items()}
         assert stages["b"].scale == pytest.approx(stages["a"].scale / 4)
         scales.append(stages["a"].scale)
     return scales
@@ -145,15 +151,57 @@ def test_the_pull_is_a_mean_over_the_pace_and_over_the_stages_that_have_one() ->
     # 0.05 over 4 steps and -0.1 over 2 are 0 in the mean.
     assert follow([0.05, 0.05, -0.1, -0.1, -0.1, -0.1], every=2)[-1] == 1.0
     two = {n: StageState(1.0, over=0, following=True) for n in ("a", "b")}
-    since = dict.fromkeys(two, 5)
     for other, factor in ((math.nan, 1.5), (-0.02, 1.0), (0.04, 1.5)):
-        found = creeping(two, since, {"a": 0.05, "b": other}, 5, LIMITS)
+        [found] = creeping(two, two, seen(5, a=0.05, b=other), LIMITS, together=True)
         assert {s.scale for s in found.stages.values()} == {factor}
         assert bool(found.why) == (factor > 1)
 
 
-@pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
-def test_only_free_creeps_and_only_when_its_search_is_over(mode: str) -> None:
+def test_in_a_repair_each_stage_is_followed_by_itself() -> None:
+    two = {n: StageState(1.0, over=0, following=True) for n in ("a", "b")}
+    still = {"c": StageState(1.0, lifted=True, over=0)}
+    read = seen(5, a=0.05, b=-0.02, c=0.9)
+    found = creeping(two | still, two | still, read, LIMITS, together=False)
+    assert [{n: s.scale for n, s in crept.stages.items()} for crept in found] == [
+        {"a": LIMITS.creep},
+        {"b": 1.0},
+    ]
+
+
+def repaired(pull: float, law: LiftOff, own: float = 0.01, steps: int = 160) -> list[float]:
+    """The scale of a stage that has lifted off at a hundredth of the largest rate, at each step."""
+    state, scales = law.init(["a"]), []
+    for step in range(steps):
+        read = dataclasses.replace(stage_reading(displacement=step), pull=pull)
+        state, _ = law.decide(state, Reading(step, {"a": read}), {"a": own}, 1.0)
+        scales.append(state.stages["a"].scale)
+    return scales
+
+
+@given(st.floats(-1, 1), st.floats(1e-6, 1.0))
+def test_repair_raises_a_stage_that_lifted_off_while_gradients_pull(
+    pull: float, own: float
+) -> None:
+    law = LiftOff()
+    scales = repaired(pull, law, own)
+    assert set(scales[: law.settle + law.pace]) == {1.0}
+    if pull <= law.pull:
+        assert set(scales) == {1.0}
+    else:
+        most = law.growth ** (law.follow // law.pace)
+        assert scales[law.settle + law.pace] == pytest.approx(min(law.growth, 1 / own))
+        assert scales[-1] == pytest.approx(min(1 / own, most))
+
+
+def test_repair_follows_for_so_long() -> None:
+    law = LiftOff(growth=1.001)
+    scales = repaired(0.9, law)
+    assert scales[1 + law.follow] > scales[law.follow - law.pace]
+    assert set(scales[1 + law.follow :]) == {scales[-1]}
+
+
+@pytest.mark.parametrize("mode", ["warmup", "free"])
+def test_of_searches_only_free_creeps_and_only_when_it_is_over(mode: str) -> None:
     law = LiftOff(mode)
     state = law.init(["a"])
     scales = []
@@ -185,3 +233,37 @@ def test_training_that_needs_no_more_is_left_and_what_was_kept_is_let_go() -> No
     assert loss.item() < 0.7
     assert max(d.step for d in creeps) < 200
     assert wrapped.state_dict()["densitylr"][0]["pull"] == {}
+
+
+@pytest.mark.parametrize("low", [1.0, 0.01])
+def test_repair_keeps_the_first_weights_of_stages_that_have_room_and_of_no_other(
+    low: float,
+) -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "lr": low}, {"params": model[2].parameters()}]
+    inner = torch.optim.SGD(groups, lr=1.0)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: 0.01 * step)
+    wrapped = DensityLR(inner, model, pretrained=False)
+    for _ in range(3):  # which stages have room is known when the rates are
+        wrapped.zero_grad()
+        model(torch.randn(8, 6)).square().mean().backward()
+        wrapped.step()
+        warm_up.step()
+    assert list(wrapped.state_dict()["densitylr"][0]["pull"]) == (["0"] if low < 1 else [])
+
+
+def test_a_stage_with_too_low_a_rate_is_raised_on_after_lift_off() -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "lr": 1e-2}, {"params": model[2].parameters()}]
+    wrapped = DensityLR(torch.optim.SGD(groups, lr=0.3, momentum=0.9), model, pretrained=False)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(150):
+        x = torch.randn(64, 6, generator=generator)
+        wrapped.zero_grad()
+        nn.functional.cross_entropy(model(x), x[:, :4].argmax(1)).backward()
+        wrapped.step()
+    raises = [d for d in wrapped.history.decisions if d.kind == "raise"]
+    assert {d.stage for d in wrapped.history.decisions} == {"0"}
+    assert any("still pull" in d.reason for d in raises)
+    assert wrapped._law.stages["0"].lifted
+    assert wrapped.scales["0"] == 30

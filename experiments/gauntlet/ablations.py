@@ -45,7 +45,13 @@ ABLATIONS = (
 )
 
 
-def ablation(name: str, model: nn.Module, seed: int, trace: Trace | None = None) -> Policy:
+def ablation(
+    name: str,
+    model: nn.Module,
+    seed: int,
+    trace: Trace | None = None,
+    law: LiftOff | None = None,
+) -> Policy:
     """A policy by name, for ``DensityLR(optimizer, model, policy=…)``.
 
     ``density`` is the law itself. With other eyes: ``first-probe`` (density against the first
@@ -59,6 +65,7 @@ def ablation(name: str, model: nn.Module, seed: int, trace: Trace | None = None)
         model: the model, untrained, before `DensityLR` is made.
         seed: of the random stages of ``random-boost``.
         trace: the scales that ``replay`` replays.
+        law: what the eyes see for; ``LiftOff()`` by default, of an optimizer without momentum.
 
     Raises:
         ValueError: no such name, or ``trace`` without ``replay`` or the other way round.
@@ -67,14 +74,15 @@ def ablation(name: str, model: nn.Module, seed: int, trace: Trace | None = None)
         raise ValueError(f"an ablation is one of {', '.join(ABLATIONS)}, got {name!r}")
     if (name == "replay") != (trace is not None):
         raise ValueError(f"trace is for 'replay' and only for it, got {name!r} and {trace!r}")
+    law = LiftOff() if law is None else law
     if name == "first-probe":
-        return OtherEyes(name, Eyes(model, Density))
+        return OtherEyes(name, Eyes(model, Density), law)
     if name == "post-norm":
-        return OtherEyes(name, Eyes(model, Density, behind))
+        return OtherEyes(name, Eyes(model, Density, behind), law)
     if name == "fastai":
-        return OtherEyes(name, Eyes(model, FastaiThreshold))
+        return OtherEyes(name, Eyes(model, FastaiThreshold), law)
     if name == "output-change":
-        return OtherEyes(name, Eyes(model, OutputChange))
+        return OtherEyes(name, Eyes(model, OutputChange), law)
     if name == "update-ratio":
         return UpdateRatio(model)
     if name == "gradient-norm":
@@ -82,8 +90,8 @@ def ablation(name: str, model: nn.Module, seed: int, trace: Trace | None = None)
     if name == "constant-boost":
         return ConstantBoost()
     if name == "random-boost":
-        return RandomBoost(seed)
-    return LiftOff() if trace is None else Replay(trace)
+        return RandomBoost(seed, law)
+    return law if trace is None else Replay(trace)
 
 
 def close(policy: Policy) -> None:
@@ -95,8 +103,8 @@ def close(policy: Policy) -> None:
 class OtherEyes:
     """The lift-off law, fed with another displacement."""
 
-    def __init__(self, name: str, eyes: Eyes) -> None:
-        self.name, self.eyes, self.law = name, eyes, LiftOff()
+    def __init__(self, name: str, eyes: Eyes, law: LiftOff) -> None:
+        self.name, self.eyes, self.law = name, eyes, law
 
     def init(self, stages: list[str]) -> LawState:
         return self.law.init(stages)
@@ -238,9 +246,9 @@ class RandomBoost:
     size, in the wrong places.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, law: LiftOff) -> None:
         self.draw = random.Random(seed)
-        self.law = LiftOff()
+        self.law = law
         self.account = LawState({})
 
     def init(self, stages: list[str]) -> LawState:

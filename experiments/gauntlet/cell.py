@@ -161,11 +161,12 @@ def _controlled(cell: Cell, optimizer: Optimizer, model: nn.Module) -> Optimizer
         return rival(cell.arm, model)
     if cell.arm in ABLATIONS:
         trace = _scales_of_another_seed(cell) if cell.arm == "replay" else None
-        policy = ablation(cell.arm, model, cell.seed, trace)
+        law = LiftOff(**startup(optimizer))
+        policy = ablation(cell.arm, model, cell.seed, trace, law)
         return DensityLR(optimizer, model, policy=policy)
     mode, constants = parse_arm(cell.arm)
     every = int(constants.pop("every", 5))
-    law = LiftOff(mode, **startup(optimizer), **constants)
+    law = LiftOff(mode, **(startup(optimizer) | constants))
     return DensityLR(optimizer, model, mode=mode, policy=law, every=every)
 
 

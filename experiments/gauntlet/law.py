@@ -85,44 +85,43 @@ def sensitivity() -> str:
 
 
 def leaps() -> str:
-    """Mean accuracies under larger leaps of `repair`, over the runs that every arm has."""
-    arms = ("fixed", "repair", "repair(leap=64)", "repair(leap=1024)")
+    """Mean accuracies by the largest raise of `repair` at one probe."""
+    arms = ("fixed", "16", "16, or as outputs tell", "any")
     groups: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = {}
     for r in records_of("leaps"):
-        hot = r["condition"].startswith("hot")
-        what = ("tuning networks", r["condition"]) if hot else (f"{r['net']}, SGD", "starved")
-        if r["condition"] != "flat" and r["arm"] in arms:
+        hot = family(r) == "hot"
+        nets = "tuning networks" if hot else f"{r['net']}, {r['optimizer']}"
+        if hot or family(r) == "starved":
+            what = nets, r["condition"] if hot else "starved"
             groups.setdefault(what, {}).setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
     rows = []
     for (nets, condition), runs in sorted(groups.items()):
-        seen = [arm for arm in arms if any(arm in run for run in runs.values())]
-        whole = [run for run in runs.values() if len(run) == len(seen)]
-        means = [f"{np.mean([run[a] for run in whole]):.3f}" if a in seen else "–" for a in arms]
-        rows.append([nets, condition, str(len(whole)), *means])
-    return markdown(rows, ["networks", "condition", "runs", "fixed", "16", "64", "1024"])
+        means = [f"{np.mean([run[arm] for run in runs.values()]):.3f}" for arm in arms]
+        rows.append([nets, condition, str(len(runs)), *means])
+    return markdown(rows, ["networks", "condition", "runs", *arms])
 
 
-def arrivals() -> str:
-    """Mean accuracies of starved runs under SGD, by how a raise comes into force."""
-    arms = ("fixed", "at once", "1 - m^k", "(1 - m^k) / (1 - m^t)")
-    runs: dict[str, dict[tuple[Any, ...], dict[str, float]]] = defaultdict(dict)
+def corrections() -> str:
+    """Mean accuracies under SGD, with momentum corrected at a raise and without."""
+    arms = ("fixed", "at once", "repair(momentum=0)", "repair")
+    runs: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = defaultdict(dict)
     flat: dict[tuple[str, int], float] = {}
-    for r in records_of("arrival"):
+    for r in records_of("momentum"):
         if r["condition"] == "flat":
             flat[r["net"], r["seed"]] = r["accuracy"]
-        elif family(r) == "starved":
-            runs[r["net"]].setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
+        else:
+            what = r["net"], "one stage hot" if family(r) == "hot" else "starved"
+            runs[what].setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
     rows = []
-    for net, own in runs.items():
+    for (net, condition), own in sorted(runs.items(), key=lambda item: item[0][::-1]):
         good = float(np.mean([flat[net, cell[3]] for cell in own]))
         means = [float(np.mean([run[arm] for run in own.values()])) for arm in arms]
-        worst = min(run["at once"] for run in own.values())
-        kept = min(run[arms[-1]] for run in own.values())
-        name = marked(net)
-        numbers = (good, *means, worst, kept)
-        rows.append([name, str(len(own)), *(f"{number:.3f}" for number in numbers)])
-    head = ["network", "runs", "flat", *arms, "worst at once", "worst of the last"]
-    return markdown(rows, head)
+        worst = [min(run[arm] for run in own.values()) for arm in ("at once", "repair")]
+        numbers = [f"{number:.3f}" for number in (good, *means, *worst)]
+        rows.append([marked(net), condition, str(len(own)), *numbers])
+    head = ["fixed", "old steps at the new rate", "all steps count alike", "repair"]
+    worst_head = ["worst: old steps at the new rate", "worst: repair"]
+    return markdown(rows, ["network", "condition", "runs", "flat", *head, *worst_head])
 
 
 def ablations() -> str:
@@ -148,7 +147,7 @@ def estimator() -> str:
 
 def compare(records: Sequence[Record], wanted: Callable[[str], bool]) -> dict[str, list[float]]:
     """By arm: share of starved cells that pass, mean accuracy left of the flat rate's, and mean
-    change where the head alone is hot.
+    change where one stage is hot.
     """
     changes: dict[str, list[float]] = defaultdict(list)
     bare = {cell_of(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
@@ -169,7 +168,7 @@ def _by_arm(records: Sequence[Record], wanted: Callable[[str], bool]) -> str:
         [arm, f"{passed:.0%}", f"{100 * left:+.1f}", f"{100 * change:+.1f}"]
         for arm, (passed, left, change) in compare(records, wanted).items()
     ]
-    head = ["arm", "starved: passed", "starved: points left", "hot head: points changed"]
+    head = ["arm", "starved: passed", "starved: points left", "one stage hot: points changed"]
     return markdown(rows, head)
 
 
@@ -178,7 +177,7 @@ README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
     for f in (
-        *(verdict, starved, sensitivity, leaps, arrivals, estimator, ablations),
+        *(verdict, starved, sensitivity, leaps, corrections, estimator, ablations),
         *(search, ranks, rules, signals, pulls, creeps, lengths),
     )
 }

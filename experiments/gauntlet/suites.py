@@ -18,12 +18,7 @@ __all__ = ["Block", "GauntletConfig", "expand", "register"]
 
 @dataclass
 class Block:
-    """Every combination of the lists is a cell; ``random-0..49`` stands for fifty conditions.
-
-    Attributes:
-        rotate: condition number i is trained on seed number i only (modulo their number), so
-            that many conditions can share the flat runs of a few seeds.
-    """
+    """Every combination of the lists is a cell; ``random-0..49`` stands for fifty conditions."""
 
     nets: list[str] = field(default_factory=lambda: list(NETS))
     optimizers: list[str] = field(default_factory=lambda: list(OPTIMIZERS))
@@ -34,7 +29,6 @@ class Block:
     starts: list[float] = field(default_factory=lambda: [1.0])
     steps: int = 150
     schedule: str = "cosine"
-    rotate: bool = False
 
 
 @dataclass
@@ -65,11 +59,10 @@ def expand(config: GauntletConfig) -> list[Cell]:
         for net, optimizer, batch, start in itertools.product(
             block.nets, block.optimizers, block.batches, block.starts
         ):
-            for i, what in enumerate(conditions):
+            for what in conditions:
                 if not _exists(net, what):
                     continue
-                own = [block.seeds[i % len(block.seeds)]] if block.rotate else block.seeds
-                for seed, arm in itertools.product(own, block.arms):
+                for seed, arm in itertools.product(block.seeds, block.arms):
                     cell = Cell(
                         net, optimizer, what, arm, seed, batch, block.steps, block.schedule, start
                     )
