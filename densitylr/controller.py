@@ -19,7 +19,7 @@ from densitylr.checkpoint import joined, parted
 from densitylr.checks import check_optimizer, check_recover, check_stages
 from densitylr.deciding import Decider
 from densitylr.diagnosis import diagnose
-from densitylr.distributed import alike, find_ranks, stepping_optimizer
+from densitylr.distributed import alike, find_ranks, is_sharded, stepping_optimizer
 from densitylr.history import History
 from densitylr.liftoff import LiftOff
 from densitylr.monitor import DensityMonitor
@@ -63,7 +63,8 @@ class DensityLR(Stepping):
             the first 20 steps; more, up to ten times as many, where nothing has been decided
             for long (a twentieth of that time). With ``recover`` it is never more.
         policy: another `Policy` than ``LiftOff(mode)`` with the optimizer's momentum; ``mode`` is
-            then only a name, but that momentum is corrected at raises under ``"repair"``.
+            then only a name, but that momentum is corrected at raises under ``"repair"``. A policy
+            with ``follows = True`` is given the pull of gradients after lift-off.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough, and the first step
             warns of it, unless a state dict of ours has been loaded by then, which knows better.
@@ -153,8 +154,12 @@ class DensityLR(Stepping):
         )
         monitor.ranks = self._ranks
         self._cadence = Cadence(every, steady=recover)
-        follows = isinstance(policy, LiftOff) and policy.mode != "warmup"
-        sharded = self._ranks is not None and self._ranks.sharded
+        sharded = any(is_sharded(p) for s in self.stages.values() for p in s.parameters.values())
+        pull = None
+        if getattr(policy, "follows", False) and not sharded:
+            upwards = (g["params"] for g in optimizer.param_groups if g.get("maximize"))
+            ascending = {id(p) for group in upwards for p in group}
+            pull = Pull(self.stages, free, self._ranks, ascending)
         self._recovery = Recovery(model, optimizer) if recover else None
         decider = Decider(
             monitor,
@@ -162,11 +167,12 @@ class DensityLR(Stepping):
             self.policy,
             state,
             mode=mode,
+            repairs=(policy.mode if isinstance(policy, LiftOff) else mode) == "repair",
             cadence=self._cadence,
             stepped=stepping,
             recovery=self._recovery,
             observe_only=observe_only,
-            pull=Pull(self.stages, free, self._ranks) if follows and not sharded else None,
+            pull=pull,
         )
         self._attach(stepping, decider, kept)
         optimizer._densitylr = weakref.ref(self)  # type: ignore[attr-defined]
@@ -209,6 +215,8 @@ class DensityLR(Stepping):
         """Take all hooks off the model and the optimizer: plain training from here on."""
         self._detach()
         self._monitor.close()
+        if self._decider.pull is not None:
+            self._decider.pull.let_go()
         if self._recovery is not None:
             self._recovery.forget()
         if self._ranks is not None:

@@ -19,7 +19,9 @@ from typing import NamedTuple
 from densitylr.policy import StageState
 from densitylr.records import Reading
 
-__all__ = ["Crept", "Limits", "creeping"]
+__all__ = ["PULLED", "Crept", "Limits", "creeping"]
+
+PULLED = "gradients still pull away from the untrained weights"
 
 
 class Limits(NamedTuple):
@@ -42,6 +44,7 @@ def creeping(
     before: Mapping[str, StageState],
     after: Mapping[str, StageState],
     reading: Reading,
+    rates: Mapping[str, float],
     limits: Limits,
     *,
     together: bool,
@@ -52,13 +55,22 @@ def creeping(
         before: the stages as they were until this reading.
         after: the same at this reading.
         reading: with the mean cosine of each stage since the last one; NaN where none was seen.
+        rates: the user's own rate of each stage; one of 0 moves nothing, so that its weights lag
+            behind whatever the scale: such a stage waits.
         limits: a raise is by ``creep``, where the mean over ``pace`` steps is above ``pull``;
             ``follow`` steps after lift-off nothing is raised any more.
         together: all by one factor, by the mean over the stages; otherwise each by its own.
     """
-    names = [name for name in after if before[name].following]
+    followed = {name: after[name] for name in after if before[name].following}
+    waiting = {
+        name: dataclasses.replace(stage, pulled=0.0, judged=max(stage.judged, reading.step))
+        for name, stage in followed.items()
+        if rates.get(name, 0.0) <= 0
+    }
+    names = [name for name in followed if name not in waiting]
     groups = [names] if together else [[name] for name in names]
-    return [_crept({n: after[n] for n in group}, before, reading, limits) for group in groups]
+    found = [_crept({n: followed[n] for n in group}, before, reading, limits) for group in groups]
+    return [*found, Crept(waiting, "")]
 
 
 def _crept(
@@ -72,7 +84,7 @@ def _crept(
     for name, stage in stages.items():
         steps, pull = step - stage.judged, reading.stages[name].pull
         if steps > 0 and math.isfinite(pull):
-            since = step - before[name].step
+            since = min(step - before[name].step, steps)
             stage = dataclasses.replace(stage, pulled=stage.pulled + pull * since)
             means.append(stage.pulled / max(1, steps))
         followed[name] = stage
@@ -90,5 +102,5 @@ def _crept(
             judged=step,
             following=left > 0,
         )
-    why = f"gradients still pull away from the untrained weights ({mean:.2f})" if raised else ""
+    why = f"{PULLED} ({mean:.2f})" if raised else ""
     return Crept(followed, why)

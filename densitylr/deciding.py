@@ -42,12 +42,13 @@ class Decider:
         policy: what decides.
         law: the state to begin with, of the stages that ``policy`` may decide on.
         mode: its name.
+        repairs: it raises rates from the user's own, up to the largest of them.
         cadence: when to look.
         stepped: what takes the steps, and has their momentum: the user's optimizer, or what is
             inside it.
         recovery: what goes back after a collapse, if anything.
         observe_only: decide, but leave all scales at 1.
-        pull: what looks at the pull of gradients after a search, if anything.
+        pull: what looks at the pull of gradients after lift-off, if anything.
 
     Attributes:
         steps: optimizer steps taken.
@@ -61,6 +62,7 @@ class Decider:
         law: LawState,
         *,
         mode: str,
+        repairs: bool,
         cadence: Cadence,
         stepped: Optimizer,
         recovery: Recovery | None,
@@ -69,7 +71,7 @@ class Decider:
     ) -> None:
         self.monitor, self.rates, self.policy, self.law = monitor, rates, policy, law
         self.mode, self.cadence, self.recovery = mode, cadence, recovery
-        self._stepped = stepped
+        self._stepped, self._repairs = stepped, repairs
         self.observe_only = observe_only
         self.pull = pull
         self.steps = 0
@@ -116,7 +118,7 @@ class Decider:
             return
         self._unread = 0
         reading = without_gradient(reading, self.rates.stages, self.monitor.ranks)
-        if self.pull is not None:
+        if self.pull is not None and stepping:
             reading = self.pull.onto(reading)
         rates, ceiling = self.rates.now()
         found = self.recovery.look(reading) if self.recovery is not None else None
@@ -131,7 +133,10 @@ class Decider:
         if self.recovery is not None:
             event = self.recovery.see(reading.step, found, rates, self.scales, self.law)
             decisions = [*decisions, event] if event is not None else decisions
-        self.cadence.looked(reading.step, bool(decisions))
+        followed = self._repairs and bool(
+            self._following
+        )  # a few steps tell, and it is not for long
+        self.cadence.looked(reading.step, bool(decisions) or followed)
         self.history.record(reading, rates, self.scales, decisions)
         for decision in decisions:
             self._say(decision)
@@ -177,7 +182,7 @@ class Decider:
             "taps": self.monitor.state_dict(),
         }
         if self.pull is not None:
-            ours["pull"] = self.pull.state_dict()
+            ours["pull"], ours["pull_seen"] = self.pull.state_dict(), self.pull.seen
         if self.recovery is not None:
             ours["recovery"] = self.recovery.state_dict()
         return ours
@@ -192,6 +197,7 @@ class Decider:
         self._twins_due = ours["twins_due"]
         if self.pull is not None:
             self.pull.load_state_dict(ours.get("pull", {}))
+            self.pull.seen = ours.get("pull_seen", {})
         self.history.load_state_dict(ours["history"])
         if self.recovery is not None and "recovery" in ours:
             rates, _ = self.rates.now()
@@ -205,7 +211,7 @@ class Decider:
 
     def _correct_momentum(self, before: Mapping[str, float]) -> None:
         # A search raises rates while momentum builds up, and counts with full buffers.
-        if self.mode == "repair":
+        if self._repairs:
             correct_momentum(self._stepped, self.rates.stages, before, self.scales)
 
     @property
@@ -213,10 +219,12 @@ class Decider:
         return [name for name, stage in self.law.stages.items() if stage.following]
 
     def _let_pull_go(self) -> None:
-        # A search is over for all stages at once, a repair for each by itself.
-        over = (stage.over is not None for stage in self.law.stages.values())
-        done = all(over) if self.mode == "repair" else any(over)
-        if self.pull is not None and done and not self._following:
+        if self.pull is None:
+            return
+        stages = self.law.stages.items()
+        if self._repairs:
+            self.pull.keep([name for name, s in stages if s.following or not s.lifted])
+        elif any(s.over is not None for _, s in stages) and not self._following:
             self.pull.let_go()
 
     def _arm_if_due(self) -> None:
@@ -241,13 +249,13 @@ class Decider:
         if self._twins_due and ceiling > 0:
             self._twins_due = False
             free = list(self.law.stages)
-            room = [n for n in free if self.mode != "repair" or 0 < rates[n] < ceiling]
+            room = [n for n in free if not self._repairs or 0 < rates[n] < ceiling]
             # With no room anywhere one twin, of the layer that moves first, tells slow from still.
             kept = {*(room or free[-1:]), *untrainable(self.rates.stages)}  # they may thaw
             for name in self.rates.stages.keys() - kept:
                 self.monitor.let_twin_go(name)
-            if self.pull is not None and self.mode == "repair":
-                self.pull.keep(room)
+            if self.pull is not None and self._repairs:
+                self.pull.keep({*room, *untrainable(self.rates.stages)})
         if self.recovery is None or self.recovery.healthy:
             self._let_lifted_twins_go()
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from densitylr.creep import PULLED
 from densitylr.history import History
 from densitylr.motion import has_moved, levels
 from densitylr.outbursts import bad_batch, broken, collapsed, hot, mute, nonfinite
@@ -33,9 +34,9 @@ def diagnose(
     ``frozen``: no parameter can be trained, or the user's rate is zero.
     ``bad gain``: its initial weights are far larger or smaller than customary.
     ``dead``: all of its gradients are exactly zero, at the last two probes.
-    ``starved``: in ``repair``, the stage stayed untrained while others had a larger rate, and
-    its rate was raised more than eightfold; or no stage at all has moved, for which ``repair``
-    has no remedy.
+    ``starved``: in ``repair``, the stage stayed untrained, or near to it, while others had a larger
+    rate, and its rate was raised more than eightfold; or no stage at all has moved, for which
+    ``repair`` has no remedy.
     ``hot``: within the first steps its outputs ran away from their untrained scale, unless that
     was a bad one; or, while outputs below the head grew, they became the same for all examples.
     ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
@@ -177,6 +178,8 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
         action = f"only observed; it would have been {change}"
     elif lifted:
         action = f"{change}; lifted off at step {lifted[0].step}"
+    elif PULLED in first.reason:  # at its own rate, which is no decision
+        action = f"{change}; had lifted off before"
     else:
         action = f"{change}; not yet lifted off"
     return Diagnosis(stage, "starved", first.step, evidence, action)

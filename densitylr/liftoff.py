@@ -1,8 +1,8 @@
 """The lift-off law: which scale each stage gets at a reading. Pure, no torch.
 
 A stage that learns changes the distribution of its own outputs within a few dozen steps; a
-starved one does not. While a stage has not *lifted off*, its rate is raised; once it has, its
-scale stays where it is.
+starved one does not. While a stage has not *lifted off*, its rate is raised. Once it has, density
+has no more to say; what may still raise its rate is in `densitylr.creep`.
 """
 
 from __future__ import annotations
@@ -129,6 +129,11 @@ class LiftOff:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
+    @property
+    def follows(self) -> bool:
+        """Whether it goes by the pull of stages that have lifted off."""
+        return self.mode != "warmup"
+
     def init(self, stages: list[str]) -> LawState:
         if self.mode == "repair":
             return LawState({name: StageState(1.0) for name in stages})
@@ -153,7 +158,7 @@ class LiftOff:
         together = self.mode == "free"
         factor = self.creep if together else self.growth
         limits = Limits(self.pull, factor, self.pace, self.follow)
-        for crept in creeping(state.stages, after, reading, limits, together=together):
+        for crept in creeping(state.stages, after, reading, rates, limits, together=together):
             after |= crept.stages
             why |= dict.fromkeys(crept.stages, crept.why) if crept.why else {}
         decisions = []
@@ -179,9 +184,10 @@ class LiftOff:
 
     def _later(self, stage: StageState, step: int, own: float) -> StageState:
         """The same stage at a later step, with what it has spent until then."""
-        begun = stage.first or 0
-        constants = self.momentum, self.memory, self.nesterov
-        steps = reached(stage.step - begun, step - begun, *constants)
+        begun, steps = stage.first or 0, 0.0
+        if self.mode != "repair":  # which does not ask what has been spent
+            constants = self.momentum, self.memory, self.nesterov
+            steps = reached(stage.step - begun, step - begun, *constants)
         first = step if stage.first is None and own > 0 else stage.first
         spent = stage.spent + stage.rate * steps
         return dataclasses.replace(

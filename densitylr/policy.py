@@ -26,7 +26,7 @@ class StageState:
 
     Attributes:
         scale: our factor on the user's rate.
-        lifted: the law is done with the stage.
+        lifted: its displacement has told what it can.
         first: step of the first reading at which the user's rate was positive; None before it.
         step: step of the last reading.
         rate: effective rate since then.

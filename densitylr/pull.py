@@ -33,12 +33,17 @@ class Pull:
         stages: the stages, untrained, by name; no parameter is sharded.
         names: those that are looked at.
         ranks: those that train the same model, whose means are put together.
+        ascending: ids of parameters that go up their gradient (``maximize``).
     """
 
     def __init__(
-        self, stages: Mapping[str, Stage], names: Iterable[str], ranks: Ranks | None = None
+        self,
+        stages: Mapping[str, Stage],
+        names: Iterable[str],
+        ranks: Ranks | None = None,
+        ascending: Collection[int] = (),
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.ascending = ranks, ascending
         self._stages = {name: stages[name] for name in names}
         self._start = {
             name: {n: _sample(p).clone() for n, p in stage.parameters.items()}
@@ -59,7 +64,7 @@ class Pull:
         row = torch.stack([found.get(n, unseen).to(first.device) for n in self._stages])
         known = row.isfinite()
         seen = torch.stack([row.where(known, 0.0), known.to(row.dtype)])
-        self._seen = seen if self._seen is None else self._seen.to(seen.device) + seen
+        self._seen = seen if self._seen is None else self._seen.to(seen) + seen
 
     def onto(self, reading: Reading) -> Reading:
         """The reading with the mean cosines since the last one; as it is if nothing was added."""
@@ -93,11 +98,25 @@ class Pull:
         self._start = {
             name: {
                 n: start.to(stage.parameters[n].device)
-                for n, start in state.get(name, {}).items()
+                for n, start in state[name].items()
                 if n in stage.parameters and start.shape == _sample(stage.parameters[n]).shape
             }
             for name, stage in self._stages.items()
+            if name in state
         }
+
+    @property
+    def seen(self) -> dict[str, tuple[float, float]]:
+        """Sum and number of the cosines of each stage since the last reading; may be set."""
+        if self._seen is None:
+            return {}
+        sums, counts = self._seen.tolist()
+        return dict(zip(self._stages, zip(sums, counts, strict=True), strict=True))
+
+    @seen.setter
+    def seen(self, seen: Mapping[str, tuple[float, float]]) -> None:
+        rows = [seen.get(name, (0.0, 0.0)) for name in self._stages]
+        self._seen = torch.tensor(rows, dtype=torch.float64).T if seen else None
 
     def _cosine(self, name: str, stage: Stage) -> Tensor:
         """0-dim; NaN where there is no gradient to look at, or nothing has moved."""
@@ -107,7 +126,8 @@ class Pull:
             if gradient is None or gradient.is_sparse or start is None:
                 continue
             now, wide = _sample(parameter), row_dtype(parameter.device)
-            gradients.append(_sample(gradient).to(wide))
+            sign = -1 if id(parameter) in self.ascending else 1
+            gradients.append(_sample(gradient).to(wide) * sign)
             ways.append(now.to(wide) - start.to(now.device, wide))
         if not ways:
             device = next(iter(stage.parameters.values())).device
@@ -118,5 +138,6 @@ class Pull:
 
 def _sample(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` elements, 1-dim, of all rows and columns alike."""
-    flat = tensor.detach().reshape(-1)
+    tensor = tensor.detach()
+    flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
     return flat[:: even_step(flat.numel(), SAMPLE)]

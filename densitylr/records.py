@@ -79,7 +79,7 @@ class Decision:
     Attributes:
         step: optimizer steps done when it was taken; the next step uses ``scale``.
         stage: the stage's name.
-        kind: ``"raise"``, ``"lower"``, ``"lift-off"`` (the scale stays from here on; in a
+        kind: ``"raise"``, ``"lower"``, ``"lift-off"`` (displacement has no more to say; in a
             search, once all stages have lifted off) or ``"recover"`` (training collapsed; one
             decision for all stages, under the name of the one that showed it).
         scale_before, scale: the factor on the user's rate, before and from now on.

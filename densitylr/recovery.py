@@ -49,8 +49,8 @@ class Recovery:
     collapsed soon after it had gone back. They cost twice the memory of parameters, buffers and
     optimizer state, where those are: with Adam six times that of the parameters.
 
-    After a recovery no stage's rate exceeds the largest it had while healthy, or, before its
-    lift-off, the largest that any stage had. If training collapses again within 50 steps or
+    After a recovery no stage's rate exceeds the largest it had while healthy, or, where the law is
+    not done with it, the largest that any stage had. If training collapses again within 50 steps or
     three healthy probes, the rate itself is the cause, and the cap is made in the same way from
     a quarter of the rates then in force. After 6 such recoveries in a row nothing more is done.
 
@@ -163,7 +163,7 @@ class Recovery:
             self.watch.go_back(target.recent)
             held, share = (force, QUARTER) if again else (target.acted, 1.0)
             most = max(held.values())
-            waiting = {n for n, s in target.law.stages.items() if not s.lifted}
+            waiting = {n for n, s in target.law.stages.items() if not s.lifted or s.following}
             new = {n: share * (most if n in waiting else r) for n, r in held.items()}
             # A schedule that starts at 0 has been healthy at 0, with which nothing is trained.
             new = {n: r if r > 0 else QUARTER * force[n] for n, r in new.items()}

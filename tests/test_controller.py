@@ -225,7 +225,7 @@ def test_observe_only_may_be_set_for_a_while() -> None:
     assert wrapped.scales["0"] == 100.0
     one_step(ours, wrapped, batches(1)[0])
     one_step(bare, plain, batches(1)[0])
-    assert 1.0 < wrapped.scales["0"] < 100.0  # as momentum would have built up
+    assert wrapped.scales["0"] == 100.0
     assert not same(ours, bare)
 
 

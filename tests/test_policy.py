@@ -40,7 +40,8 @@ def play(
 def test_repair_only_raises_up_to_the_largest_rate_until_lift_off(
     traces: list[tuple[float, float]], a: float, b: float
 ) -> None:
-    law = LiftOff()
+    law, seen = LiftOff(), stage_reading()
+    near_zero = seen.count * seen.untrained
     rates = {"a": a, "b": b}
     states, decisions = play(law, traces, rates)
     for k, name in enumerate(rates):
@@ -49,7 +50,7 @@ def test_repair_only_raises_up_to_the_largest_rate_until_lift_off(
         assert all(1 <= now <= max(1.0, cap) for now in scales)
         for i, (before, now) in enumerate(itertools.pairwise(scales)):
             assert now >= before
-            assert now <= before * law.leap * (1 + 1e-12)
+            assert now <= before * max(law.leap, law.healthy * near_zero) * (1 + 1e-12)
             if now > before:  # not a reading too soon: it was behind, and not lifted off
                 assert traces[i][k] < law.healthy
                 assert now >= min(cap, before * law.growth) * (1 - 1e-12)

@@ -22,6 +22,7 @@ from densitylr.pull import SAMPLE, Pull, _sample
 from densitylr.records import Reading
 
 LIMITS = Limits(pull=0.03, creep=1.5, pace=5, follow=100)
+RATES = dict.fromkeys("abc", 0.1)
 
 
 def net() -> nn.Sequential:
@@ -128,8 +129,8 @@ def follow(pulls: list[float], every: int = 5) -> list[float]:
     stages = {n: StageState(s, over=0, following=True) for n, s in (("a", 1.0), ("b", 0.25))}
     scales = []
     for i, pull in enumerate(pulls):
-        [crept] = creeping(
-            stages, stages, seen(every * (i + 1), a=pull, b=pull), LIMITS, together=True
+        [crept, _] = creeping(
+            stages, stages, seen(every * (i + 1), a=pull, b=pull), RATES, LIMITS, together=True
         )
         step = every * (i + 1)
         stages |= {n: dataclasses.replace(s, step=step) for n, s in (stages | crept.stages).items()}
@@ -152,7 +153,7 @@ def test_the_pull_is_a_mean_over_the_pace_and_over_the_stages_that_have_one() ->
     assert follow([0.05, 0.05, -0.1, -0.1, -0.1, -0.1], every=2)[-1] == 1.0
     two = {n: StageState(1.0, over=0, following=True) for n in ("a", "b")}
     for other, factor in ((math.nan, 1.5), (-0.02, 1.0), (0.04, 1.5)):
-        [found] = creeping(two, two, seen(5, a=0.05, b=other), LIMITS, together=True)
+        [found, _] = creeping(two, two, seen(5, a=0.05, b=other), RATES, LIMITS, together=True)
         assert {s.scale for s in found.stages.values()} == {factor}
         assert bool(found.why) == (factor > 1)
 
@@ -161,7 +162,7 @@ def test_in_a_repair_each_stage_is_followed_by_itself() -> None:
     two = {n: StageState(1.0, over=0, following=True) for n in ("a", "b")}
     still = {"c": StageState(1.0, lifted=True, over=0)}
     read = seen(5, a=0.05, b=-0.02, c=0.9)
-    found = creeping(two | still, two | still, read, LIMITS, together=False)
+    *found, _ = creeping(two | still, two | still, read, RATES, LIMITS, together=False)
     assert [{n: s.scale for n, s in crept.stages.items()} for crept in found] == [
         {"a": LIMITS.creep},
         {"b": 1.0},
@@ -267,3 +268,85 @@ def test_a_stage_with_too_low_a_rate_is_raised_on_after_lift_off() -> None:
     assert any("still pull" in d.reason for d in raises)
     assert wrapped._law.stages["0"].lifted
     assert wrapped.scales["0"] == 30
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_stage_without_a_rate_waits(together: bool) -> None:
+    stages = {n: StageState(1.0, over=0, following=True) for n in ("a", "b")}
+    rates = RATES | {"b": 0.0}
+    found: dict[str, StageState] = {}
+    for crept in creeping(stages, stages, seen(5, a=0.5, b=0.5), rates, LIMITS, together=together):
+        found |= crept.stages
+    assert {n: (s.scale, s.judged) for n, s in found.items()} == {"a": (1.5, 5), "b": (1.0, 5)}
+    # With its rate back it is judged by what is seen from there on.
+    later = {n: dataclasses.replace(s, step=5) for n, s in found.items()}
+    for crept in creeping(later, later, seen(8, a=0.5, b=0.5), RATES, LIMITS, together=together):
+        found |= crept.stages
+    assert found["b"].scale == 1.0
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.floats(0.0, 0.029))
+def test_a_pull_below_the_threshold_raises_nothing_however_readings_fall(
+    every: int, begin: int, pull: float
+) -> None:
+    stages = {"a": StageState(1.0, over=0, judged=begin, following=True)}
+    for step in range(every, 60, every):
+        [crept, _] = creeping(stages, stages, seen(step, a=pull), RATES, LIMITS, together=False)
+        stages = {"a": dataclasses.replace(crept.stages["a"], step=step)}
+    assert stages["a"].scale == 1.0
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_pull_of_a_run_that_goes_up_its_gradients_is_the_same(maximize: bool) -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "lr": 1e-2}, {"params": model[2].parameters()}]
+    inner = torch.optim.SGD(groups, lr=0.3, maximize=maximize)
+    wrapped = DensityLR(inner, model, pretrained=False)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(60):
+        x = torch.randn(64, 6, generator=generator)
+        loss = nn.functional.cross_entropy(model(x), x[:, :4].argmax(1))
+        wrapped.zero_grad()
+        (-loss if maximize else loss).backward()
+        wrapped.step()
+    assert wrapped.scales["0"] == 30
+
+
+def test_complex_weights_count_with_both_parts() -> None:
+    model = nn.Sequential(nn.Linear(6, 9))
+    model[0].mixing = nn.Parameter(torch.zeros(4, dtype=torch.cfloat))
+    stages = find_stages(model)
+    pull = Pull(stages, stages)
+    with torch.no_grad():
+        model[0].mixing += torch.tensor([1j] * 4)
+    model[0].mixing.grad = torch.tensor([-1j] * 4)
+    pull.add(stages)
+    assert pull.onto(reading(model)).stages["0"].pull == pytest.approx(1.0)
+
+
+def test_a_run_resumed_between_two_readings_has_seen_what_was_seen() -> None:
+    model = net()
+    stages = find_stages(model)
+    pull, other = Pull(stages, stages), Pull(stages, stages)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+            parameter.grad = torch.randn_like(parameter)
+    pull.add(stages)
+    other.load_state_dict(pull.state_dict())
+    other.seen = pull.seen
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    for one in (pull, other):
+        one.add(stages)
+    assert other.onto(reading(model)) == pull.onto(reading(model))
+
+
+def test_a_closed_run_holds_no_weights() -> None:
+    model = net()
+    wrapped = DensityLR(torch.optim.SGD(model.parameters(), lr=1e-2), model, mode="free")
+    pull = wrapped._decider.pull
+    assert pull is not None
+    assert all(pull.state_dict().values())
+    wrapped.close()
+    assert pull.state_dict() == {}

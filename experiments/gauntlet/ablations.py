@@ -101,7 +101,9 @@ def close(policy: Policy) -> None:
 
 
 class OtherEyes:
-    """The lift-off law, fed with another displacement."""
+    """The lift-off law, fed with another displacement; after lift-off it goes by the pull, too."""
+
+    follows = True
 
     def __init__(self, name: str, eyes: Eyes, law: LiftOff) -> None:
         self.name, self.eyes, self.law = name, eyes, law
@@ -245,6 +247,8 @@ class RandomBoost:
     stage drawn from ``seed``. So there are as many raises as the law would make, of the same
     size, in the wrong places.
     """
+
+    follows = True
 
     def __init__(self, seed: int, law: LiftOff) -> None:
         self.draw = random.Random(seed)

@@ -80,6 +80,25 @@ def starved() -> str:
     return markdown(rows, head)
 
 
+def hot() -> str:
+    """What `repair` changes where one stage is too hot, so that it goes by a rate that is."""
+    runs: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = defaultdict(dict)
+    for r in records_of("gauntlet"):
+        if r["condition"].startswith("hot-middle"):
+            what = r["condition"], r["optimizer"]
+            runs[what].setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
+    rows = []
+    for what, own in sorted(runs.items()):
+        pairs = [
+            (run["fixed"], run["repair"]) for run in own.values() if {"fixed", "repair"} <= {*run}
+        ]
+        fixed, repaired = np.mean(pairs, 0)
+        worst = min(ours - theirs for theirs, ours in pairs)
+        numbers = f"{fixed:.3f}", f"{repaired:.3f}", f"{100 * worst:+.1f}"
+        rows.append([*what, str(len(pairs)), *numbers])
+    return markdown(rows, ["condition", "optimizer", "runs", "fixed", "repair", "worst, points"])
+
+
 def sensitivity() -> str:
     return _by_arm(records_of("sensitivity"), lambda arm: arm.startswith("repair"))
 
@@ -177,7 +196,7 @@ README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
     for f in (
-        *(verdict, starved, sensitivity, leaps, corrections, estimator, ablations),
+        *(verdict, starved, hot, sensitivity, leaps, corrections, estimator, ablations),
         *(search, ranks, rules, signals, pulls, creeps, lengths),
     )
 }

@@ -16,6 +16,7 @@ from experiments.stats import Gap, gap_closed
 
 __all__ = [
     "AGAIN",
+    "ENOUGH",
     "LEAST_GAP",
     "SETTING",
     "SLACK",
@@ -37,6 +38,9 @@ Record = dict[str, Any]
 
 LEAST_GAP = 0.02
 """Accuracy below which flat and fixed rates are not told apart: seeds alone differ by as much."""
+
+ENOUGH = 0.9
+"""Share of a gap that is to be closed."""
 
 WIDE_GAP = 0.1
 """Loss of accuracy that stands well above the difference of seeds."""
@@ -75,7 +79,7 @@ class Closed:
     def passed(self) -> bool:
         """90 % of the gap are closed; or nothing was lost, where there is none."""
         if self.there:
-            return self.gap.fraction >= 0.9 - SLACK
+            return self.gap.fraction >= ENOUGH - SLACK
         return self.repaired >= self.flat - LEAST_GAP - SLACK
 
     def __str__(self) -> str:

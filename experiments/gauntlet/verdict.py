@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.gauntlet.conduct import Named, Quiet, named, quiet
 from experiments.gauntlet.outcomes import (
+    ENOUGH,
     LEAST_GAP,
     WIDE_GAP,
     Closed,
@@ -88,6 +89,9 @@ def _starved(cells: list[Closed], lucky: list[Closed]) -> Judgement:
         if drawn := [c for c in lucky if c.profile.startswith("random-")]:
             evidence += f", of the random profiles in {sum(c.passed for c in drawn)}"
     failed = [c for c in cells if not c.passed]
+    if failed:
+        sure = sum(c.gap.high is not None and c.gap.high < ENOUGH for c in failed)
+        evidence += f"; in {sure} of the {len(failed)} that fail the interval ends below 90 %"
     failed.sort(key=lambda c: c.gap.fraction if c.there else math.inf)
     return Judgement(demand, good >= 0.95 * len(cells), evidence, [f"    {c}" for c in failed])
 
