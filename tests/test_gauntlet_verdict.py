@@ -105,7 +105,17 @@ def test_random_profiles_are_counted_with_the_rest_and_told_apart() -> None:
     ]
     first = next(iter(judge(runs)))
     assert first.evidence.startswith("2 of 3 cells")
-    assert first.evidence.endswith("; of the 2 random profiles, 1")
+    assert "; of the 2 random profiles, 1;" in first.evidence
+
+
+@pytest.mark.parametrize(("repaired", "sure"), [((0.60, 0.61), 1), ((0.55, 0.95), 0)])
+def test_what_fails_is_told_from_what_seeds_may_have_done(
+    repaired: tuple[float, float], sure: int
+) -> None:
+    runs = [r for i in range(4) for r in three("one-first", 0.4, repaired[i % 2], 0.8 + i / 1e3, i)]
+    first = next(iter(judge(runs)))
+    assert first.holds is False
+    assert first.evidence.endswith(f"; in {sure} of the 1 that fail the interval ends below 90 %")
     assert "random" not in next(iter(judge(runs[:3]))).evidence
 
 
