@@ -125,8 +125,12 @@ def search_lines(net: str, found: dict[str, Searched], flat: dict[str, float]) -
     )
 
 
+LABELS = (7, -15, 19, -27)
+"""Points above or below a mark: its label, and those of the next ones, which may lie close by."""
+
+
 def trade_off(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """What is left where stages starve against what is harmed where the head alone is hot.
+    """What is left where stages starve against what is harmed where one stage is hot.
 
     Args:
         panels: by title, and in each by arm: share passed, accuracy left, accuracy changed.
@@ -138,7 +142,7 @@ def trade_off(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     for axes, (title, arms) in zip(
         np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True
     ):
-        for arm, (_, left, changed) in arms.items():
+        for i, (arm, (_, left, changed)) in enumerate(sorted(arms.items(), key=lambda a: a[1][1])):
             ours = arm in ("repair", "density")
             axes.scatter(
                 100 * left, 100 * changed, s=40, color="#d55e00" if ours else "#0072b2", zorder=3
@@ -147,14 +151,16 @@ def trade_off(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
                 arm.removeprefix("repair").strip("()") or "as shipped",
                 (100 * left, 100 * changed),
                 textcoords="offset points",
-                xytext=(6, 3),
+                xytext=(0, LABELS[i % len(LABELS)]),
+                ha="center",
                 fontsize=8,
             )
+        axes.margins(0.12)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_title(title)
         axes.set_xlabel("starved profiles: points of accuracy left to the flat rate")
-        axes.set_ylabel("head alone 10 times too hot: points changed")
+        axes.set_ylabel("one stage 10 times too hot: points changed")
         axes.grid(alpha=0.3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
