@@ -31,7 +31,7 @@ class Pull:
 
     Args:
         stages: the stages, untrained, by name; no parameter is sharded.
-        names: those that are looked at.
+        names: those that are looked at; others once a state has been loaded that has them.
         ranks: those that train the same model, whose means are put together.
         ascending: ids of parameters that go up their gradient (``maximize``).
     """
@@ -44,10 +44,10 @@ class Pull:
         ascending: Collection[int] = (),
     ) -> None:
         self.ranks, self.ascending = ranks, ascending
-        self._stages = {name: stages[name] for name in names}
+        self._stages = dict(stages)
         self._start = {
-            name: {n: _sample(p).clone() for n, p in stage.parameters.items()}
-            for name, stage in self._stages.items()
+            name: {n: _sample(p).clone() for n, p in stages[name].parameters.items()}
+            for name in names
         }
         self._seen: Tensor | None = None  # [2, stages]: sums of cosines, and of how many
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,7 @@ from densitylr.liftoff import LiftOff
 from densitylr.monitor import DensityMonitor
 from densitylr.policy import LawState
 from densitylr.pretrained import pretrained_stages
+from densitylr.rates import startup
 from densitylr.records import Diagnosis
 from densitylr.stages import Stage, find_stages, untrainable
 
@@ -208,10 +209,12 @@ class Watch:
         rates, kinds = self._rates()
         decisions = []
         state = dict(self._state.stages)
+        laws = {type(o).__name__: replace(self._law, **startup(o)) for o in self.optimizers}
         for kind in dict.fromkeys(kinds.values()):  # a rate of Adam says nothing about one of SGD
             own = {name: rates[name] for name, other in kinds.items() if other == kind}
             part = LawState({name: stage for name, stage in state.items() if name in own})
-            after, taken = self._law.decide(part, reading, own, max(own.values()))
+            law = laws.get(kind, self._law)
+            after, taken = law.decide(part, reading, own, max(own.values()))
             state.update(after.stages)
             decisions += taken
         self._state = LawState(state)

@@ -20,6 +20,7 @@ from densitylr.checkpoint import STATE_KEY
 from densitylr.controller import DensityLR
 from densitylr.history import check_series
 from densitylr.monitor import DensityMonitor
+from densitylr.pull import Pull
 
 __all__ = ["DensityCallback"]
 
@@ -61,7 +62,7 @@ class DensityCallback(TrainerCallback, ExportableState):
         self.numbers, self.options = tuple(numbers), options
         self.controller: DensityLR | None = None
         self._made = False  # the controller is ours to save
-        self._untrained: tuple[nn.Module, DensityMonitor] | None = None
+        self._untrained: tuple[nn.Module, DensityMonitor, dict[str, Any]] | None = None
 
     def on_init_end(
         self,
@@ -71,12 +72,14 @@ class DensityCallback(TrainerCallback, ExportableState):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        # When training begins a checkpoint's weights are in the model: twins are taken now.
+        # When training begins a checkpoint's weights are in the model: what is compared with the
+        # untrained ones is taken now.
         if model is not None:
             watching = self.options.get("recover", False)
             stages = self.options.get("stages")
             eyes = DensityMonitor(model, stages, every=None, watching=watching, guard=True)
-            self._untrained = (model, eyes)
+            first = Pull(eyes.stages, eyes.stages).state_dict()
+            self._untrained = (model, eyes, first)
 
     def on_train_begin(
         self,
@@ -100,10 +103,12 @@ class DensityCallback(TrainerCallback, ExportableState):
             options = self.options if ours is None else {**self.options, "pretrained": False}
             self.controller, self._made = DensityLR(optimizer, model, **options), True
             if ours is not None:
+                first: dict[str, Any] = {}
                 if untrained is not None and untrained[0] is model:
                     self.controller._monitor.close()
-                    self.controller._decider.monitor, untrained = untrained[1], None
-                ours = _with_twins(ours, self.controller._monitor.state_dict())
+                    self.controller._decider.monitor, first = untrained[1:]
+                    untrained = None
+                ours = _with_first_weights(ours, self.controller._monitor.state_dict(), first)
                 self.controller.load_state_dict({**optimizer.state_dict(), STATE_KEY: ours})
         if untrained is not None:
             untrained[1].close()
@@ -142,16 +147,23 @@ class DensityCallback(TrainerCallback, ExportableState):
         ours = None
         if self._made and self.controller:
             (ours,) = self.controller.state_dict()[STATE_KEY]
-            # A twin is a tensor, and is made anew from the untrained model.
+            # A twin is a tensor, and is made anew from the untrained model; so are first weights.
             taps = ours["taps"].items()
             ours["taps"] = {name: {**t, "twin": t["twin"] is not None} for name, t in taps}
+            if "pull" in ours:
+                ours["pull"] = dict.fromkeys(ours["pull"])
         return {"args": {"numbers": self.numbers, **options}, "attributes": {"_saved": ours}}
 
 
-def _with_twins(ours: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """The state of a checkpoint with the twins that were made, where it had one."""
+def _with_first_weights(
+    ours: dict[str, Any], made: dict[str, Any], first: dict[str, Any]
+) -> dict[str, Any]:
+    """The state of a checkpoint with the twins that were made, where it had one, and with the first
+    weights of the stages whose pull is looked at.
+    """
     taps = {
         name: {**tap, "twin": made[name]["twin"] if tap["twin"] else None}
         for name, tap in ours.get("taps", {}).items()
     }
-    return {**ours, "taps": taps} if taps else ours
+    pull = {name: first[name] for name in ours.get("pull", {}) if name in first}
+    return {**ours, "taps": taps, "pull": pull} if taps else ours
