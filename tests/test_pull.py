@@ -129,10 +129,9 @@ def follow(pulls: list[float], every: int = 5) -> list[float]:
     stages = {n: StageState(s, over=0, following=True) for n, s in (("a", 1.0), ("b", 0.25))}
     scales = []
     for i, pull in enumerate(pulls):
-        [crept, _] = creeping(
-            stages, stages, seen(every * (i + 1), a=pull, b=pull), RATES, LIMITS, together=True
-        )
         step = every * (i + 1)
+        told = seen(step, a=pull, b=pull)
+        [crept, _] = creeping(stages, stages, told, RATES, LIMITS, together=True)
         stages |= {n: dataclasses.replace(s, step=step) for n, s in (stages | crept.stages).items()}
         assert stages["b"].scale == pytest.approx(stages["a"].scale / 4)
         scales.append(stages["a"].scale)
