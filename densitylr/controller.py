@@ -64,7 +64,7 @@ class DensityLR(Stepping):
             for long (a twentieth of that time). With ``recover`` it is never more.
         policy: another `Policy` than ``LiftOff(mode)`` with the optimizer's momentum; ``mode`` is
             then only a name, but that momentum is corrected at raises under ``"repair"``. A policy
-            with ``follows = True`` is given the pull of gradients after lift-off.
+            with ``follows = True`` is given the pull of gradients of the stages that it follows.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough, and the first step
             warns of it, unless a state dict of ours has been loaded by then, which knows better.

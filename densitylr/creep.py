@@ -1,4 +1,4 @@
-"""What becomes of rates once stages have lifted off. Pure, no torch.
+"""Rates that are raised because gradients call for it. Pure, no torch.
 
 A stage lifts off at a tenth of a good rate, too, and a rate that is right at lift-off may be a
 sixth of what training can bear. Density does not tell: displacement levels off whatever the rate.
@@ -34,10 +34,10 @@ class Limits(NamedTuple):
 
 
 class Crept(NamedTuple):
-    """The stages as they go on, and why their rates were raised; empty if they were not."""
+    """The stages as they go on, and of those that were raised why."""
 
     stages: dict[str, StageState]
-    why: str
+    why: dict[str, str]
 
 
 def creeping(
@@ -48,59 +48,54 @@ def creeping(
     limits: Limits,
     *,
     together: bool,
-) -> list[Crept]:
+) -> Crept:
     """Raise the rates of followed stages where gradients still pull weights away from their start.
 
     Args:
         before: the stages as they were until this reading.
-        after: the same at this reading.
+        after: the same at this reading; one that has been raised at it begins anew.
         reading: with the mean cosine of each stage since the last one; NaN where none was seen.
         rates: the user's own rate of each stage; one of 0 moves nothing, so that its weights lag
             behind whatever the scale: such a stage waits.
         limits: a raise is by ``creep``, where the mean over ``pace`` steps is above ``pull``;
             ``follow`` steps after lift-off nothing is raised any more.
-        together: all by one factor, by the mean over the stages; otherwise each by its own.
+        together: all by one factor, by the mean over the stages. Otherwise each by its own, but
+            only while the mean over all of them is above ``pull``, too: where it is not, it is
+            the largest rate that is too high.
     """
-    followed = {name: after[name] for name in after if before[name].following}
-    waiting = {
-        name: dataclasses.replace(stage, pulled=0.0, judged=max(stage.judged, reading.step))
-        for name, stage in followed.items()
-        if rates.get(name, 0.0) <= 0
-    }
-    names = [name for name in followed if name not in waiting]
-    groups = [names] if together else [[name] for name in names]
-    found = [_crept({n: followed[n] for n in group}, before, reading, limits) for group in groups]
-    return [*found, Crept(waiting, "")]
-
-
-def _crept(
-    stages: Mapping[str, StageState],
-    before: Mapping[str, StageState],
-    reading: Reading,
-    limits: Limits,
-) -> Crept:
-    step = reading.step
-    followed, means, due = {}, [], []
-    for name, stage in stages.items():
-        steps, pull = step - stage.judged, reading.stages[name].pull
-        if steps > 0 and math.isfinite(pull):
-            since = min(step - before[name].step, steps)
+    now, stages, why = reading.step, {}, {}
+    told: dict[str, float] = {}  # of those whose pull was seen, its mean since they were judged
+    steps: dict[str, int] = {}
+    for name in (n for n in after if before[n].following):
+        stage, pull = after[name], reading.stages[name].pull
+        if rates.get(name, 0.0) <= 0:
+            stages[name] = dataclasses.replace(stage, pulled=0.0, judged=max(stage.judged, now))
+            continue
+        steps[name] = now - stage.judged
+        if steps[name] > 0 and math.isfinite(pull):
+            since = min(now - before[name].step, steps[name])
             stage = dataclasses.replace(stage, pulled=stage.pulled + pull * since)
-            means.append(stage.pulled / max(1, steps))
-        followed[name] = stage
-        if steps >= limits.pace:
-            due.append(name)
-    mean = sum(means) / len(means) if means else 0.0
-    raised = bool(due) and mean > limits.pull
+            told[name] = stage.pulled / steps[name]
+        stages[name] = stage
+    due = [name for name in steps if steps[name] >= limits.pace]
+    if together:
+        mean = sum(told.values()) / max(1, len(told))
+        raised = dict.fromkeys(due, mean) if mean > limits.pull else {}
+    else:
+        seen = sum(steps[name] for name in told)
+        agreed = sum(stages[name].pulled for name in told) > limits.pull * seen
+        anew = [name for name in steps if after[name].scale != before[name].scale]
+        means = {n: stages[n].pulled / steps[n] for n in due if agreed and n not in anew}
+        raised = {n: mean for n, mean in means.items() if mean > limits.pull}
+        due += anew
     for name in due:
-        stage = followed[name]
-        left = limits.follow - (step - (stage.over or 0))
-        followed[name] = dataclasses.replace(
-            stage,
-            scale=stage.scale * (limits.creep if raised and left >= 0 else 1.0),
-            pulled=0.0,
-            judged=step,
-            following=left > 0,
-        )
-    why = f"{PULLED} ({mean:.2f})" if raised else ""
-    return Crept(followed, why)
+        stage = stages[name]
+        left = limits.follow - (now - (now if stage.over is None else stage.over))
+        if name in raised and left >= 0:
+            stage = dataclasses.replace(stage, scale=stage.scale * limits.creep)
+            why[name] = f"{PULLED} ({raised[name]:.2f})"
+            if not together:  # it lifts off at a reading at which it is not raised
+                old = before[name]
+                stage = dataclasses.replace(stage, lifted=old.lifted, over=old.over)
+        stages[name] = dataclasses.replace(stage, pulled=0.0, judged=now, following=left > 0)
+    return Crept(stages, why)

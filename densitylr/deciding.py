@@ -48,7 +48,7 @@ class Decider:
             inside it.
         recovery: what goes back after a collapse, if anything.
         observe_only: decide, but leave all scales at 1.
-        pull: what looks at the pull of gradients after lift-off, if anything.
+        pull: what looks at the pull of the gradients of followed stages, if anything.
 
     Attributes:
         steps: optimizer steps taken.

@@ -1,8 +1,8 @@
 """The lift-off law: which scale each stage gets at a reading. Pure, no torch.
 
 A stage that learns changes the distribution of its own outputs within a few dozen steps; a
-starved one does not. While a stage has not *lifted off*, its rate is raised. Once it has, density
-has no more to say; what may still raise its rate is in `densitylr.creep`.
+starved one does not. While a stage has not *lifted off*, its rate is raised. What gradients have to
+say to that, and alone have once it has, is in `densitylr.creep`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from densitylr.creep import Limits, creeping
 from densitylr.policy import LawState, StageState
 from densitylr.records import Decision, Reading, StageReading
-from densitylr.search import Agreement, agreed, reached
+from densitylr.search import agreed, reached
 
 __all__ = ["MODES", "LiftOff"]
 
@@ -24,8 +24,6 @@ MODES = ("repair", "warmup", "free")
 ROUNDING = 1e-6
 """A schedule rounds the ratio of two rates anew at every step; that is no change."""
 
-LARGEST = " (the largest you gave)"
-
 
 @dataclass(frozen=True)
 class LiftOff:
@@ -33,17 +31,18 @@ class LiftOff:
 
     ``D`` is a stage's displacement, ``|ln(near-zero density / untrained density)|``.
 
-    ``repair`` raises the scale at every probe where ``D`` is less than
-    ``expected = healthy * min(1, steps / patience)``, from 1 up to the largest rate the user gave
-    to any group: by ``expected / D``, as ``D`` grows in proportion to the rate, at least by
-    ``growth`` and at most by ``leap``, or by ``expected * n`` if that is more: with n outputs near
-    zero, a displacement below 1/n cannot be seen. The steps count from the first reading at which
-    the stage's own rate is positive, step ``t`` as ``1 - momentum**t``. A stage that has lifted
-    off may still have too low a rate, as gradients show that go on pulling its weights away from
-    where they began: where the mean over ``pace`` steps of the cosine between the descent direction
-    and the way come from the untrained weights is above ``pull``, it is raised by ``growth``, for
-    ``follow`` steps, but not within the first ``settle`` steps, in which every gradient pulls. With
-    one flat rate ``repair`` never acts.
+    ``repair`` raises the scale, from 1 up to the largest rate the user gave to any group, at every
+    probe where the largest ``D`` so far, as it crosses zero by chance, is less than ``expected =
+    healthy * min(1, steps / patience)``: by ``expected / D``, as ``D`` grows in proportion to the
+    rate, at least by ``growth`` and at most by ``leap``, or by ``expected * n`` if that is more:
+    with n outputs near zero, a displacement below 1/n cannot be seen, and until that much is
+    expected nothing is said. The steps count from the first reading at which the stage's own rate
+    is positive, step ``t`` as ``1 - momentum**t``. A stage that moves may still have too low a
+    rate, as gradients show that go on pulling its weights away from where they began. The cosine
+    between the descent direction and the way come from the untrained weights is averaged over
+    ``haste`` steps; where it is above ``pull``, in the stage and in the mean of all that may be
+    raised, the stage is raised by ``growth``, until ``follow`` steps after lift-off; its first
+    ``settle`` steps do not count. With one flat rate ``repair`` never acts.
 
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
@@ -57,10 +56,9 @@ class LiftOff:
     half-way, see `densitylr.search.agreed`, and may be drawn along until all have lifted off; then
     the rates of ``warmup`` stay.
 
-    Those of ``free`` may still creep up, all by the same factor: where the mean of that cosine over
-    ``pace`` steps and all stages is above ``pull``, all rates are multiplied by ``creep``, for
-    ``follow`` steps.
-    ``warmup`` keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
+    Those of ``free`` may still creep up: where the mean of that cosine over ``pace`` steps and all
+    stages is above ``pull``, all are multiplied by ``creep``, for ``follow`` steps. ``warmup``
+    keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
 
     Args:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
@@ -78,7 +76,7 @@ class LiftOff:
         reach: largest scale of ``free``; a stage that no rate can move is raised no further.
         pull: cosine above which a rate is too low, in ``repair`` and ``free``.
         creep: one raise of the rates of ``free`` then.
-        pace: steps over which the cosine is averaged.
+        pace, haste: steps over which the cosine is averaged, in ``free`` and in ``repair``.
         follow: steps after lift-off in which rates may be raised for it.
         settle: steps of a stage before its cosine counts, in ``repair``.
         momentum: of the optimizer, where it begins with an empty buffer.
@@ -104,8 +102,9 @@ class LiftOff:
     pull: float = 0.03
     creep: float = 1.5
     pace: int = 5
+    haste: int = 3
     follow: int = 100
-    settle: int = 10
+    settle: int = 2
     momentum: float = 0.0
     memory: float = 0.0
     nesterov: bool = False
@@ -113,8 +112,8 @@ class LiftOff:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        positive = ("healthy", "patience", "delta", "start", "speed", "visible", "reach", "pace")
-        for name in positive:
+        positive = ("healthy", "patience", "delta", "start", "speed", "visible", "reach")
+        for name in (*positive, "pace", "haste"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("growth", "leap", "creep"):
@@ -155,12 +154,11 @@ class LiftOff:
                 after[name] = dataclasses.replace(stage, scale=caps[name])
         if any(stage.alone is not None for stage in after.values()):
             self._together(before, after, reading, rates, why)
-        together = self.mode == "free"
-        factor = self.creep if together else self.growth
-        limits = Limits(self.pull, factor, self.pace, self.follow)
-        for crept in creeping(state.stages, after, reading, rates, limits, together=together):
-            after |= crept.stages
-            why |= dict.fromkeys(crept.stages, crept.why) if crept.why else {}
+        free = self.mode == "free"
+        factor, pace = (self.creep, self.pace) if free else (self.growth, self.haste)
+        limits = Limits(self.pull, factor, pace, self.follow)
+        crept = creeping(state.stages, after, reading, rates, limits, together=free)
+        after, why = after | crept.stages, why | crept.why
         decisions = []
         for name, new in after.items():
             old, own = before[name], rates.get(name, 0.0)
@@ -200,21 +198,7 @@ class LiftOff:
         if seen.zero_gradient:
             return stage, ""  # no rate moves it
         if self.mode == "repair":
-            lifted = seen.displacement >= self.healthy
-            built_up = reached(0, steps, self.momentum, 0.0, self.nesterov)
-            expected = self.healthy * min(1.0, built_up / self.patience)
-            factor = 1.0
-            if seen.displacement < expected and not lifted:
-                most = max(self.leap, expected * seen.count * seen.untrained)
-                factor = max(self.growth, min(most, expected / max(seen.displacement, 1e-9)))
-            new = dataclasses.replace(stage, scale=min(stage.scale * factor, cap))
-            if not lifted:
-                return new, f"expected to have moved {expected:.1%}"
-            begin = max(stage.step, (stage.first or 0) + self.settle)
-            new = dataclasses.replace(
-                new, lifted=True, over=stage.step, judged=begin, following=True
-            )
-            return new, f"moved {seen.displacement:.1%}, lifted off"
+            return self._repaired(stage, seen, steps, cap)
         if steps == 0 or 2 * seen.count < stage.count:
             return stage, ""  # nothing has been spent yet, or it is the small rest of the data
         moved = max(stage.most, seen.displacement)
@@ -232,6 +216,27 @@ class LiftOff:
             near_zero = seen.count * seen.untrained
             new = dataclasses.replace(new, near_zero=near_zero, count=seen.count)
         return new, f"moved {moved:.1%}, lifted off" if lifted else why
+
+    def _repaired(
+        self, stage: StageState, seen: StageReading, steps: int, cap: float
+    ) -> tuple[StageState, str]:
+        """The same in a repair, ``steps`` after the stage began."""
+        moved = max(stage.most, seen.displacement)
+        new = dataclasses.replace(stage, most=moved)
+        if not stage.following:
+            begin = max(stage.step, (stage.first or 0) + self.settle)
+            new = dataclasses.replace(new, following=True, pulled=0.0, judged=begin)
+        if moved >= self.healthy:
+            new = dataclasses.replace(new, lifted=True, over=stage.step)
+            return new, f"moved {moved:.1%}, lifted off"
+        built_up = reached(0, steps, self.momentum, 0.0, self.nesterov)
+        expected = self.healthy * min(1.0, built_up / self.patience)
+        outputs = expected * seen.count * seen.untrained
+        if moved >= expected or (outputs < 1 and expected < self.healthy):
+            return new, ""
+        factor = max(self.growth, min(max(self.leap, outputs), expected / max(moved, 1e-9)))
+        scale = min(stage.scale * factor, cap)
+        return dataclasses.replace(new, scale=scale), f"expected to have moved {expected:.1%}"
 
     def _visible(self, moved: float, seen: StageReading) -> bool:
         return moved >= max(self.visible, 2 / math.sqrt(max(1.0, seen.count * seen.untrained)))
@@ -265,7 +270,7 @@ class LiftOff:
             if stage.alone is None:
                 continue  # its search was over before
             if judged:
-                why[name] = self._met(name, rate, alone[name], found, why.get(name, ""))
+                why[name] = found.why(name, alone[name], why.get(name, ""))
                 stage = dataclasses.replace(stage, scale=stage.alone * (rate / alone[name]))
             lifted = over or (stage.lifted and name not in found.followers)
             stage = dataclasses.replace(stage, lifted=lifted, alone=None if over else stage.alone)
@@ -274,20 +279,8 @@ class LiftOff:
                 stage = dataclasses.replace(stage, over=now, judged=now, following=first)
             stages[name] = stage
 
-    def _met(self, name: str, rate: float, alone: float, found: Agreement, why: str) -> str:
-        if name in found.followers:
-            return "too few near-zero outputs to judge by; takes the median of the others"
-        why = why or "lifted off before"
-        return why if rate == alone else f"{why}; half-way to the median, {found.middle:.1e}"
-
     def _say(
-        self,
-        name: str,
-        old: StageState,
-        new: StageState,
-        reading: Reading,
-        cap: float,
-        why: str,
+        self, name: str, old: StageState, new: StageState, reading: Reading, cap: float, why: str
     ) -> Decision:
         seen = reading.stages[name]
         if new.lifted and not old.lifted:
@@ -298,7 +291,7 @@ class LiftOff:
         if new.scale == old.scale:
             change = f"rate stays {new.rate:.1e}, {new.scale:.4g} times yours"
         elif new.scale == cap:
-            change += " (the largest it may have)" if self.mode == "free" else LARGEST
+            change += f" (the largest {'it may have' if self.mode == 'free' else 'you gave'})"
         density = f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
         if not math.isfinite(seen.displacement):
             density = "not read "

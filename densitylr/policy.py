@@ -32,14 +32,14 @@ class StageState:
         rate: effective rate since then.
         spent: sum of the effective rates of all steps up to the last reading, each counted as
             far as it has reached the weights.
-        most: the largest displacement so far, in a search.
+        most: the largest displacement so far.
         near_zero: untrained near-zero outputs when it was first judged, in a search.
         count: outputs that were read then.
         alone: the scale that its own displacement asks for, in a search; None once all stages
             have lifted off.
         over: step at which its search, or in a repair the stage's own lift-off, was over; None
             before that.
-        following: the rate may still creep up, so its pull is looked at.
+        following: its rate may be raised for its pull, so that is looked at.
         pulled: sum of the pull over the steps since the last time that was judged.
         judged: the step of that, or the first from which it counts.
     """

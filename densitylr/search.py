@@ -56,6 +56,14 @@ class Agreement(NamedTuple):
     middle: float
     followers: set[str]
 
+    def why(self, name: str, alone: float, why: str) -> str:
+        """Why a stage that asked for the rate ``alone``, with that reason, gets its own."""
+        if name in self.followers:
+            return "too few near-zero outputs to judge by; takes the median of the others"
+        why = why or "lifted off before"
+        met = self.rates[name] != alone
+        return f"{why}; half-way to the median, {self.middle:.1e}" if met else why
+
 
 def agreed(
     alone: Mapping[str, float],

@@ -96,9 +96,9 @@ def test_training_is_the_same_bit_for_bit_and_the_first_forward_is_read(finder: 
     # What both have a twin for, they see alike.
     for number in ("near_zero", "untrained", "displacement", "rms", "rate"):
         assert np.array_equal(watch.history.series("0", number), own.history.series("0", number))
-    assert [d for d in watch.diagnose() if d.stage == "0"] == [
-        d for d in own.diagnose() if d.stage == "0"
-    ]
+    # Gradients, by which it might have said so earlier, the doctor does not look at.
+    for found in (watch, own):
+        assert [d.kind for d in found.diagnose() if d.stage == "0"] == ["starved"]
 
 
 def test_the_starved_stage_and_the_lines_that_mend_it(finder: Finder) -> None:
@@ -124,9 +124,9 @@ def test_the_starved_stage_and_the_lines_that_mend_it(finder: Finder) -> None:
 
 def test_a_few_steps_are_too_few_to_be_sure(finder: Finder) -> None:
     model = net()
-    train(model, sgd(model, RATES), 8)
+    train(model, sgd(model, RATES), 19)
     assert words(finder)[0]["0"] == "unsure"
-    assert "8 steps are too few to be sure" in states(finder.watches[0])[0].evidence
+    assert "19 steps are too few to be sure" in states(finder.watches[0])[0].evidence
 
 
 def test_a_model_called_piece_by_piece_is_one_model(finder: Finder) -> None:

@@ -48,13 +48,17 @@ def test_repair_only_raises_up_to_the_largest_rate_until_lift_off(
         cap = max(a, b) / rates[name]
         scales = [1.0, *(s.stages[name].scale for s in states)]
         assert all(1 <= now <= max(1.0, cap) for now in scales)
-        for i, (before, now) in enumerate(itertools.pairwise(scales)):
-            assert now >= before
-            assert now <= before * max(law.leap, law.healthy * near_zero) * (1 + 1e-12)
-            if now > before:  # not a reading too soon: it was behind, and not lifted off
-                assert traces[i][k] < law.healthy
-                assert now >= min(cap, before * law.growth) * (1 - 1e-12)
         moved = [t[k] for t in traces]
+        for i, (before, now) in enumerate(itertools.pairwise(scales)):
+            most = max((m for m in moved[: i + 1] if math.isfinite(m)), default=0.0)
+            expected = law.healthy * min(1.0, 5 * i / law.patience)
+            if not math.isfinite(moved[i]) or most >= expected:
+                assert now == before  # it is not behind, or has lifted off
+                continue
+            factor = expected / most if most else math.inf
+            largest = max(law.leap, expected * near_zero)
+            factor = max(law.growth, min(factor, largest))
+            assert now == pytest.approx(max(1.0, min(cap, before * factor)))
         lift = next((i for i, m in enumerate(moved) if m >= law.healthy), len(moved))
         assert len(set(scales[lift:])) <= 1
         assert states[-1].stages[name].lifted == (lift < len(moved))
@@ -234,9 +238,20 @@ def test_simulate_another_law_over_the_same_trace() -> None:
     assert state.scales["a"] == pytest.approx(100)
     assert state.scales["b"] == 1
     assert decisions[0].kind == "raise"
-    # One that hardly expects anything raises by its smallest factor.
-    _, patient = simulate(LiftOff(patience=10**12), history)
-    assert [d.scale for d in patient] == [pytest.approx(s) for s in (4, 16, 64, 100)]
+    # One that expects less than an output to change does not say that it has not.
+    assert simulate(LiftOff(patience=10**12), history)[1] == []
+
+
+@pytest.mark.parametrize("count", [2**17, 32 * 10, 10])
+def test_a_stage_is_judged_once_what_is_expected_can_be_seen(count: int) -> None:
+    """Where even all of `healthy` cannot, once all of it is expected."""
+    law, seen = LiftOff(), stage_reading(count=count)
+    state, first = law.init(["a"]), None
+    for step in range(40):
+        state, decisions = law.decide(state, Reading(step, {"a": seen}), {"a": 1e-9}, 1.0)
+        first = step if decisions and first is None else first
+    outputs = law.healthy / law.patience * seen.count * seen.untrained  # expected at step 1
+    assert first == min(law.patience, math.ceil(1 / outputs))
 
 
 # A plant whose displacement is proportional to the rate spent

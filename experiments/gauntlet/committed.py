@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,21 @@ from tabulate import tabulate
 
 from experiments.gauntlet.pool import read
 
-__all__ = ["DEVELOPED_ON", "RESULTS", "Record", "cell_of", "markdown", "marked", "records_of"]
+__all__ = [
+    "DEVELOPED_ON",
+    "RESULTS",
+    "Record",
+    "by_cell",
+    "cell_of",
+    "markdown",
+    "marked",
+    "records_of",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
 Record = dict[str, Any]
+Key = tuple[str, ...]
 DEVELOPED_ON = ("mlp_deep", "cnn_bn", "mixer", "gru")
 """Networks on which constants were chosen, with seeds of 100 and above."""
 
@@ -26,6 +37,18 @@ def records_of(name: str) -> list[Record]:
 def cell_of(record: Record) -> tuple[Any, ...]:
     """What is the same in all arms of one run."""
     return tuple(record[n] for n in ("net", "optimizer", "condition", "seed", "start", "steps"))
+
+
+def by_cell(
+    records: Iterable[Record], what: Callable[[Record], Key | None]
+) -> dict[Key, list[dict[str, float]]]:
+    """The accuracies of the arms of each run, by ``what`` it is; those of None are left out."""
+    runs: dict[Key, dict[tuple[Any, ...], dict[str, float]]] = {}
+    for r in records:
+        key = what(r)
+        if key is not None:
+            runs.setdefault(key, {}).setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
+    return {key: list(own.values()) for key, own in sorted(runs.items())}
 
 
 def marked(net: str) -> str:

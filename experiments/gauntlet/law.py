@@ -17,6 +17,7 @@ import numpy as np
 from experiments.gauntlet.ablations import ABLATIONS
 from experiments.gauntlet.committed import (
     Record,
+    by_cell,
     cell_of,
     markdown,
     marked,
@@ -82,16 +83,10 @@ def starved() -> str:
 
 def hot() -> str:
     """What `repair` changes where one stage is too hot, so that it goes by a rate that is."""
-    runs: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = defaultdict(dict)
-    for r in records_of("gauntlet"):
-        if r["condition"].startswith("hot-middle"):
-            what = r["condition"], r["optimizer"]
-            runs[what].setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
+    middle = (r for r in records_of("gauntlet") if r["condition"].startswith("hot-middle"))
     rows = []
-    for what, own in sorted(runs.items()):
-        pairs = [
-            (run["fixed"], run["repair"]) for run in own.values() if {"fixed", "repair"} <= {*run}
-        ]
+    for what, runs in by_cell(middle, lambda r: (r["condition"], r["optimizer"])).items():
+        pairs = [(run["fixed"], run["repair"]) for run in runs if {"fixed", "repair"} <= {*run}]
         fixed, repaired = np.mean(pairs, 0)
         worst = min(ours - theirs for theirs, ours in pairs)
         numbers = f"{fixed:.3f}", f"{repaired:.3f}", f"{100 * worst:+.1f}"
@@ -103,41 +98,40 @@ def sensitivity() -> str:
     return _by_arm(records_of("sensitivity"), lambda arm: arm.startswith("repair"))
 
 
+def pulled() -> str:
+    """What the pull does in `repair`: after lift-off, from the start, and in the mean of all."""
+    return _by_arm(records_of("pulled"), lambda arm: arm != "fixed")
+
+
 def leaps() -> str:
     """Mean accuracies by the largest raise of `repair` at one probe."""
+
+    def what(r: Record) -> tuple[str, ...] | None:
+        if family(r) == "hot":
+            return "tuning networks", r["condition"]
+        return (f"{r['net']}, {r['optimizer']}", "starved") if family(r) == "starved" else None
+
     arms = ("fixed", "16", "16, or as outputs tell", "any")
-    groups: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = {}
-    for r in records_of("leaps"):
-        hot = family(r) == "hot"
-        nets = "tuning networks" if hot else f"{r['net']}, {r['optimizer']}"
-        if hot or family(r) == "starved":
-            what = nets, r["condition"] if hot else "starved"
-            groups.setdefault(what, {}).setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
     rows = []
-    for (nets, condition), runs in sorted(groups.items()):
-        means = [f"{np.mean([run[arm] for run in runs.values()]):.3f}" for arm in arms]
+    for (nets, condition), runs in by_cell(records_of("leaps"), what).items():
+        means = [f"{np.mean([run[arm] for run in runs]):.3f}" for arm in arms]
         rows.append([nets, condition, str(len(runs)), *means])
     return markdown(rows, ["networks", "condition", "runs", *arms])
 
 
 def corrections() -> str:
     """Mean accuracies under SGD, with momentum corrected at a raise and without."""
+    kinds = {"healthy": "", "hot": "one stage hot", "starved": "starved"}
+    found = by_cell(records_of("momentum"), lambda r: (kinds[family(r)], r["net"]))
     arms = ("fixed", "at once", "repair(momentum=0)", "repair")
-    runs: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, float]]] = defaultdict(dict)
-    flat: dict[tuple[str, int], float] = {}
-    for r in records_of("momentum"):
-        if r["condition"] == "flat":
-            flat[r["net"], r["seed"]] = r["accuracy"]
-        else:
-            what = r["net"], "one stage hot" if family(r) == "hot" else "starved"
-            runs[what].setdefault(cell_of(r), {})[r["arm"]] = r["accuracy"]
     rows = []
-    for (net, condition), own in sorted(runs.items(), key=lambda item: item[0][::-1]):
-        good = float(np.mean([flat[net, cell[3]] for cell in own]))
-        means = [float(np.mean([run[arm] for run in own.values()])) for arm in arms]
-        worst = [min(run[arm] for run in own.values()) for arm in ("at once", "repair")]
-        numbers = [f"{number:.3f}" for number in (good, *means, *worst)]
-        rows.append([marked(net), condition, str(len(own)), *numbers])
+    for (condition, net), runs in found.items():
+        if condition:
+            good = float(np.mean([run["fixed"] for run in found["", net]]))
+            means = [float(np.mean([run[arm] for run in runs])) for arm in arms]
+            worst = [min(run[arm] for run in runs) for arm in ("at once", "repair")]
+            numbers = [f"{number:.3f}" for number in (good, *means, *worst)]
+            rows.append([marked(net), condition, str(len(runs)), *numbers])
     head = ["fixed", "old steps at the new rate", "all steps count alike", "repair"]
     worst_head = ["worst: old steps at the new rate", "worst: repair"]
     return markdown(rows, ["network", "condition", "runs", "flat", *head, *worst_head])
