@@ -19,7 +19,7 @@ from typing import NamedTuple
 from densitylr.policy import StageState
 from densitylr.records import Reading
 
-__all__ = ["PULLED", "Crept", "Limits", "creeping"]
+__all__ = ["Crept", "Limits", "creeping"]
 
 PULLED = "gradients still pull away from the untrained weights"
 
@@ -66,7 +66,7 @@ def creeping(
     now, stages, why = reading.step, {}, {}
     told: dict[str, float] = {}  # of those whose pull was seen, its mean since they were judged
     steps: dict[str, int] = {}
-    for name in (n for n in after if before[n].following):
+    for name in (n for n in after if before[n].following and after[n].following):
         stage, pull = after[name], reading.stages[name].pull
         if rates.get(name, 0.0) <= 0:
             stages[name] = dataclasses.replace(stage, pulled=0.0, judged=max(stage.judged, now))
@@ -97,5 +97,6 @@ def creeping(
             if not together:  # it lifts off at a reading at which it is not raised
                 old = before[name]
                 stage = dataclasses.replace(stage, lifted=old.lifted, over=old.over)
-        stages[name] = dataclasses.replace(stage, pulled=0.0, judged=now, following=left > 0)
+        judged, following = max(stage.judged, now), left > 0
+        stages[name] = dataclasses.replace(stage, pulled=0.0, judged=judged, following=following)
     return Crept(stages, why)

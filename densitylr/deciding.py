@@ -7,6 +7,7 @@ for a recovery, which puts back a snapshot.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -110,7 +111,9 @@ class Decider:
         if self.recovery is not None:
             self.recovery.begin()
         if self.pull is not None and stepping and (following := self._following):
-            self.pull.add(following)
+            rates, _ = self.rates.now()
+            if moving := [name for name in following if rates[name] > 0]:
+                self.pull.add(moving)
         reading = self.monitor.collect(self.steps)
         if reading is None:
             if stepping:
@@ -133,9 +136,9 @@ class Decider:
         if self.recovery is not None:
             event = self.recovery.see(reading.step, found, rates, self.scales, self.law)
             decisions = [*decisions, event] if event is not None else decisions
-        followed = self._repairs and bool(
-            self._following
-        )  # a few steps tell, and it is not for long
+        # A few steps of a pull tell, and it is not for long.
+        pulls = [reading.stages[name].pull for name in self._following if rates[name] > 0]
+        followed = self._repairs and any(math.isfinite(pull) for pull in pulls)
         self.cadence.looked(reading.step, bool(decisions) or followed)
         self.history.record(reading, rates, self.scales, decisions)
         for decision in decisions:

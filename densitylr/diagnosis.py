@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from densitylr.creep import PULLED
 from densitylr.history import History
+from densitylr.liftoff import LiftOff
 from densitylr.motion import has_moved, levels
 from densitylr.outbursts import bad_batch, broken, collapsed, hot, mute, nonfinite
 from densitylr.records import Decision, Diagnosis
@@ -171,6 +171,7 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
         return None
     first, last = raises[0], raises[-1]
     lifted = [d for d in history.decisions if d.stage == stage and d.kind == "lift-off"]
+    moved = history.series(stage, "displacement")[history.steps < first.step]
     evidence = f"{first.reason.split('; rate ')[0]} at rate {first.rate_before:.1e}"
     times = "1 decision" if len(raises) == 1 else f"{len(raises)} decisions"
     change = f"rate ×{last.scale:.4g} to {last.rate:.1e} in {times}"
@@ -178,7 +179,7 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
         action = f"only observed; it would have been {change}"
     elif lifted:
         action = f"{change}; lifted off at step {lifted[0].step}"
-    elif PULLED in first.reason:  # at its own rate, which is no decision
+    elif (moved >= LiftOff().healthy).any():  # at its own rate, which is no decision
         action = f"{change}; had lifted off before"
     else:
         action = f"{change}; not yet lifted off"

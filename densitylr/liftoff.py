@@ -35,14 +35,14 @@ class LiftOff:
     probe where the largest ``D`` so far, as it crosses zero by chance, is less than ``expected =
     healthy * min(1, steps / patience)``: by ``expected / D``, as ``D`` grows in proportion to the
     rate, at least by ``growth`` and at most by ``leap``, or by ``expected * n`` if that is more:
-    with n outputs near zero, a displacement below 1/n cannot be seen, and until that much is
-    expected nothing is said. The steps count from the first reading at which the stage's own rate
-    is positive, step ``t`` as ``1 - momentum**t``. A stage that moves may still have too low a
-    rate, as gradients show that go on pulling its weights away from where they began. The cosine
-    between the descent direction and the way come from the untrained weights is averaged over
-    ``haste`` steps; where it is above ``pull``, in the stage and in the mean of all that may be
-    raised, the stage is raised by ``growth``, until ``follow`` steps after lift-off; its first
-    ``settle`` steps do not count. With one flat rate ``repair`` never acts.
+    with n outputs near zero, a displacement below 1/n cannot be seen, and until that much, or all
+    of ``healthy``, is expected nothing is said. The steps count from the first reading at which
+    the stage's own rate is positive, step ``t`` as ``1 - momentum**t``. A stage that moves may
+    still have too low a rate: then gradients go on pulling its weights away from where they began.
+    The cosine between the descent direction and the way come from the untrained weights is averaged
+    over ``haste`` steps or the few more until a probe. Where it is above ``pull``, in the stage and
+    in the mean of all that have room, the stage is raised by ``growth``, until ``follow`` steps
+    after lift-off, its first ``settle`` steps apart. With one flat rate ``repair`` never acts.
 
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
@@ -130,7 +130,7 @@ class LiftOff:
 
     @property
     def follows(self) -> bool:
-        """Whether it goes by the pull of stages that have lifted off."""
+        """Whether it goes by the pull of gradients."""
         return self.mode != "warmup"
 
     def init(self, stages: list[str]) -> LawState:
@@ -168,7 +168,8 @@ class LiftOff:
             after[name] = new = dataclasses.replace(
                 new, scale=scale, rate=own * scale, following=following
             )
-            why[name] = why.get(name) or "your rates have changed"
+            taken_back = self.mode == "repair" and scale < old.scale
+            why[name] = (not taken_back and why.get(name)) or "your rates have changed"
             lifted = new.lifted and not old.lifted
             if scale != old.scale or (lifted and not (self.mode == "repair" and scale == 1.0)):
                 decisions.append(self._say(name, old, new, reading, caps[name], why[name]))
@@ -196,7 +197,7 @@ class LiftOff:
         """The scale a stage asks for by itself, and why; no reason where it is left as it is."""
         steps = stage.step - (stage.first or 0)
         if seen.zero_gradient:
-            return stage, ""  # no rate moves it
+            return dataclasses.replace(stage, following=False), ""  # no rate moves it
         if self.mode == "repair":
             return self._repaired(stage, seen, steps, cap)
         if steps == 0 or 2 * seen.count < stage.count:

@@ -56,6 +56,10 @@ def test_starved_and_repaired() -> None:
     del decisions[20]
     history = history_of({"a": HEALTHY, "b": HEALTHY}, {"a": 1e-4, "b": 0.1}, decisions=decisions)
     assert diagnose(history)[0].action.endswith("not yet lifted off")
+    early = [stage_reading(0.2), *HEALTHY[1:]]  # at its own rate, which is no decision
+    history = history_of({"a": early, "b": HEALTHY}, {"a": 1e-4, "b": 0.1}, decisions=decisions)
+    assert diagnose(history)[0].action.endswith("had lifted off before")
+    history = history_of({"a": HEALTHY, "b": HEALTHY}, {"a": 1e-4, "b": 0.1}, decisions=decisions)
     assert diagnose(history, observe_only=True)[0].action.startswith("only observed; it would")
     # In a search a raise is no sign of illness.
     assert diagnose(history, mode="free") == []

@@ -242,6 +242,16 @@ def test_simulate_another_law_over_the_same_trace() -> None:
     assert simulate(LiftOff(patience=10**12), history)[1] == []
 
 
+def test_a_raise_is_by_growth_at_least() -> None:
+    law = LiftOff()
+    for moved in (0.99, 0.5, 0.26):
+        state = law.init(["a"])
+        for step in (0, law.patience):
+            seen = reading(step, {"a": moved * law.healthy * (step > 0)})
+            state, _ = law.decide(state, seen, {"a": 1e-3}, 1.0)
+        assert state.scales["a"] == law.growth
+
+
 @pytest.mark.parametrize("count", [2**17, 32 * 10, 10])
 def test_a_stage_is_judged_once_what_is_expected_can_be_seen(count: int) -> None:
     """Where even all of `healthy` cannot, once all of it is expected."""

@@ -18,7 +18,7 @@ from torch import nn
 from densitylr import DensityLR, find_stages
 from densitylr.creep import Limits, creeping
 from densitylr.liftoff import LiftOff
-from densitylr.policy import StageState
+from densitylr.policy import LawState, StageState
 from densitylr.pull import SAMPLE, Pull, _sample
 from densitylr.records import Reading
 
@@ -193,14 +193,82 @@ def test_in_a_repair_no_stage_is_raised_unless_they_are_pulled_in_the_mean(
 
 
 def test_a_stage_that_its_displacement_has_raised_is_judged_anew() -> None:
-    before = {n: StageState(1.0, following=True) for n in ("a", "b")}
-    after = before | {"a": dataclasses.replace(before["a"], scale=8.0)}
-    found = creeping(before, after, seen(5, a=0.9, b=0.9), RATES, LIMITS, together=False)
-    assert {n: (s.scale, s.pulled, s.judged) for n, s in found.stages.items()} == {
-        "a": (8.0, 0.0, 5),
-        "b": (LIMITS.creep, 0.0, 5),
-    }
-    assert set(found.why) == {"b"}
+    before = {n: StageState(1.0, following=True) for n in ("a", "b", "c")}
+    before["c"] = dataclasses.replace(before["c"], judged=9)  # it does not count before that
+    after = before | {n: dataclasses.replace(before[n], scale=8.0) for n in ("a", "c")}
+    for step in (LIMITS.pace - 2, LIMITS.pace):
+        read = seen(step, a=0.9, b=0.9, c=0.9)
+        found = creeping(before, after, read, RATES, LIMITS, together=False)
+        due = step == LIMITS.pace
+        assert {n: (s.scale, s.pulled > 0, s.judged) for n, s in found.stages.items()} == {
+            "a": (8.0, False, step),
+            "b": (LIMITS.creep if due else 1.0, not due, step if due else 0),
+            "c": (8.0, False, 9),
+        }
+        assert set(found.why) == ({"b"} if due else set())
+
+
+def test_a_stage_that_has_not_lifted_off_is_followed_however_late_it_is() -> None:
+    """From ``settle`` steps after its first positive rate on."""
+    law, begin = LiftOff(), 150
+    state, raised = law.init(["a"]), []
+    for step in range(begin + 30):
+        read = dataclasses.replace(stage_reading(displacement=0.05), pull=0.5)
+        own = 0.01 if step >= begin else 0.0
+        moved = read if step < begin + 9 else dataclasses.replace(read, displacement=0.2)
+        state, decisions = law.decide(state, Reading(step, {"a": moved}), {"a": own}, 1.0)
+        raised += [d.step for d in decisions if d.kind == "raise"]
+    assert raised[:2] == [begin + law.settle + law.haste, begin + law.settle + 2 * law.haste]
+
+
+def test_a_stage_that_no_rate_moves_is_not_followed() -> None:
+    law = LiftOff()
+    state = law.init(["a"])
+    for step, gradient in enumerate((0.0, 0.0, 1.0, 1.0, 0.0)):
+        read = dataclasses.replace(stage_reading(0.01 * step), zero_gradient=gradient)
+        state, _ = law.decide(state, Reading(step, {"a": read}), {"a": 0.01}, 1.0)
+        assert state.stages["a"].following == (gradient == 0)
+
+
+def test_what_the_user_has_taken_back_is_no_raise() -> None:
+    law, state, step = LiftOff(), LawState({"a": StageState(8.0, first=0, following=True)}), 10
+    read = dataclasses.replace(stage_reading(displacement=0.06), pull=0.5)
+    state, (decision,) = law.decide(state, Reading(step, {"a": read}), {"a": 0.5}, 1.0)
+    assert (decision.kind, decision.scale) == ("lower", 2.0)
+    assert "your rates have changed" in decision.reason
+
+
+def test_later_is_later_for_the_pull_as_well() -> None:
+    law, read = LiftOff(), dataclasses.replace(stage_reading(displacement=0.2), pull=0.5)
+    states = {0: law.init(["a"]), 40: law.init(["a"])}
+    for shift in states:
+        for step in range(8):
+            if step == 4:
+                states[shift] = states[shift].later(shift)
+            now = step + (shift if step >= 4 else 0)
+            told = Reading(now, {"a": read})
+            states[shift], _ = law.decide(states[shift], told, {"a": 0.01}, 1.0)
+    assert states[0].later(40) == states[40]
+
+
+def test_a_group_without_a_rate_costs_nothing_for_long() -> None:
+    """Neither gradients that are looked at nor dense probes."""
+    model = net()
+    groups = [{"params": model[0].parameters(), "lr": 1e-3}, {"params": model[2].parameters()}]
+    wrapped = DensityLR(torch.optim.SGD(groups, lr=0.1), model, pretrained=False)
+    looked = []
+    pull = wrapped._decider.pull
+    assert pull is not None
+    add = pull.add
+    pull.add = lambda names: looked.append(wrapped._decider.steps) or add(names)  # type: ignore
+    for step in range(400):
+        wrapped.zero_grad()
+        model(torch.randn(8, 6)).square().mean().backward()
+        wrapped.step()
+        if step == 0:
+            wrapped.param_groups[0]["lr"] = 0.0
+    assert looked == []
+    assert np.diff(wrapped.history.steps)[-1] > 5
 
 
 def test_a_stage_does_not_lift_off_while_it_is_raised() -> None:

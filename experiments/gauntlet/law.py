@@ -98,11 +98,6 @@ def sensitivity() -> str:
     return _by_arm(records_of("sensitivity"), lambda arm: arm.startswith("repair"))
 
 
-def pulled() -> str:
-    """What the pull does in `repair`: after lift-off, from the start, and in the mean of all."""
-    return _by_arm(records_of("pulled"), lambda arm: arm != "fixed")
-
-
 def leaps() -> str:
     """Mean accuracies by the largest raise of `repair` at one probe."""
 
