@@ -58,7 +58,8 @@ def copies(case: Case, batch: int, device: torch.device) -> dict[str, int]:
 
     Returns:
         ``copies`` and ``scalars`` from the first hook to the reading; ``still``: copies in a whole
-        step with a probe, at which every stage stands still, so that gradients are looked at.
+        step with a probe, at which every stage stands still, so that gradients are looked at: for
+        any that is not zero, and for the pull.
     """
     model, optimizer = watched(case, device, observe_only=True)
     x, y = (part.to(device) for part in case.batch(batch))
