@@ -125,10 +125,6 @@ def search_lines(net: str, found: dict[str, Searched], flat: dict[str, float]) -
     )
 
 
-LABELS = (7, -15, 19, -27)
-"""Points above or below a mark: its label, and those of the next ones, which may lie close by."""
-
-
 def trade_off(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     """What is left where stages starve against what is harmed where one stage is hot.
 
@@ -138,24 +134,33 @@ def trade_off(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     Returns:
         A PNG file.
     """
-    figure = Figure(figsize=(6.0 * len(panels), 5.0), layout="constrained")
+    figure = Figure(figsize=(6.6 * len(panels), 5.0), layout="constrained")
     for axes, (title, arms) in zip(
         np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True
     ):
-        for i, (arm, (_, left, changed)) in enumerate(sorted(arms.items(), key=lambda a: a[1][1])):
+        # The labels stand in a column beside the axes, in the order of the points.
+        downwards = sorted(arms.items(), key=lambda arm: (-arm[1][2], arm[1][1]))
+        heights = np.linspace(0.97, 0.03, len(downwards))
+        for (arm, (_, left, changed)), height in zip(downwards, heights, strict=True):
             ours = arm in ("repair", "density")
-            axes.scatter(
-                100 * left, 100 * changed, s=40, color="#d55e00" if ours else "#0072b2", zorder=3
-            )
+            color = "#d55e00" if ours else "#0072b2"
+            axes.scatter(100 * left, 100 * changed, s=40, color=color, zorder=4 if ours else 3)
             axes.annotate(
                 arm.removeprefix("repair").strip("()") or "as shipped",
                 (100 * left, 100 * changed),
-                textcoords="offset points",
-                xytext=(0, LABELS[i % len(LABELS)]),
-                ha="center",
-                fontsize=8,
+                xytext=(1.06, height),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=9,
+                color=color,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": "#aaaaaa",
+                    "linewidth": 0.7,
+                    "relpos": (0, 0.5),
+                },
             )
-        axes.margins(0.12)
+        axes.margins(0.06)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_title(title)
