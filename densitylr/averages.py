@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,9 @@ __all__ = ["combine", "tabulate"]
 _SHARES = ("near_zero", "near_zero_absolute", "near_zero_present", "exactly_zero")
 _MEANS = ("mean", "std", "rms", "rms0", "dormant", "variety", "peak")
 _NUMBERS = (*_SHARES, *_MEANS, "untrained", "displacement")
-_PEAK = _NUMBERS.index("peak")
+_COUNTS = ("count", "near_zero", "reference_count", "reference_near_zero")
+_COMPARED = ("reference_count", "reference_near_zero", "estimator")
+_AT = {name: i for i, name in enumerate(TABLE)}
 
 
 def tabulate(
@@ -39,34 +42,33 @@ def tabulate(
         and no peak where a tap was not read.
     """
     table = np.zeros((len(taps), len(TABLE) + BINS))
-    table[:, TABLE.index("peak")] = UNKEPT
+    table[:, _AT["peak"]] = UNKEPT
     for device, rows in host.items():
         probe = probes[device]
-        sizes = np.array(probe.sizes)
+        # Of the taps, and behind them of the answers of the twins.
+        found = dict(summarise(rows[:, :SUMS], np.array(probe.sizes)))
+        count, near_zero, rms0 = (found[k].tolist() for k in ("count", "near_zero", "rms0"))
         own = [tap for tap in taps if tap.device == device]
-        at = np.array([tap.row for tap in own])
-        found = dict(summarise(rows[at, :SUMS], sizes[at]))
-        answered = [tap for tap in own if tap.answered]
-        told: dict[int, tuple[float, float]] = {}  # by the twins: an answer may be all NaN
-        if answered:
-            twins = [probe.twin_row[tap.row] for tap in answered]
-            answers = summarise(rows[twins, :SUMS], sizes[twins])
-            for i, tap in enumerate(answered):
-                told[tap.row] = (float(answers["count"][i]), float(answers["near_zero"][i]))
-                if told[tap.row][0]:
-                    tap.reference = told[tap.row]
-        numbers = (found[name].tolist() for name in ("count", "near_zero", "rms0"))
-        for tap, count, near_zero, rms0 in zip(own, *numbers, strict=True):
-            if count:
-                tap.rms0 = rms0
-                tap.reference = tap.reference or (float(count), float(near_zero))
-        references = np.array([told.get(tap.row, tap.reference) or (0.0, 0.0) for tap in own])
-        found["reference_count"], found["reference_near_zero"] = references.T
+        compared = [(0.0, 0.0, 0)] * len(rows)
+        for tap in own:
+            i, reference = tap.row, tap.reference
+            if tap.answered:
+                twin = probe.twin_row[i]
+                reference = count[twin], near_zero[twin]  # it may be all NaN
+                if count[twin]:
+                    tap.reference = reference
+            if count[i]:
+                tap.rms0 = rms0[i]
+                tap.reference = tap.reference or (count[i], near_zero[i])
+            reference = reference or tap.reference or (0.0, 0.0)
+            compared[i] = *reference, ESTIMATORS.index(tap.estimator)
+        for name, column in zip(_COMPARED, np.array(compared).T, strict=True):
+            found[name] = column
         for name, column in (("dormant", DORMANT), ("variety", VARIETY), ("peak", PEAK)):
-            found[name] = rows[at, column]
-        found["estimator"] = np.array([ESTIMATORS.index(tap.estimator) for tap in own])
+            found[name] = rows[:, column]
         columns = np.stack([found[name] for name in TABLE], 1)
-        table[at] = np.concatenate((columns, found["histogram"]), 1)
+        at = [tap.row for tap in own]
+        table[at] = np.concatenate((columns, found["histogram"]), 1)[at]
     return table
 
 
@@ -77,46 +79,39 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
         stages: the stages by name, each with a tap at least.
         table: from `tabulate`, the taps in the order of the stages.
     """
-    column = {name: table[:, i] for i, name in enumerate(TABLE)}
-    count, near = column["count"], column["near_zero"]
-    count0, near0 = column["reference_count"], column["reference_near_zero"]
-    live = (count > 0) & (count0 > 0)
+    count, near, count0, near0 = (table[:, _AT[name]] for name in _COUNTS)
     n, n0 = np.maximum(count, 1), np.maximum(count0, 1)
     # Half a count more keeps the logarithm finite and equal shares at exactly zero: half a count
     # of the smaller sample, or no outputs near zero would be fewer of more outputs.
     m = np.minimum(n, n0)
-    log = [np.log((k * m / size + 0.5) / (m + 1)) for k, size in ((near, n), (near0, n0))]
-    displacement = np.abs(log[0] - log[1])
-    shares = [column[name] / n for name in _SHARES]
-    means = np.stack([*shares, *(column[name] for name in _MEANS), near0 / n0, displacement], 1)
-    nonfinite, estimator = column["nonfinite"], column["estimator"].astype(int)
-    histogram = table[:, len(TABLE) :].astype(np.int64)
+    displacement = np.abs(np.log((near * m / n + 0.5) / (near0 * m / n0 + 0.5)))
+    shares = table[:, [_AT[name] for name in _SHARES]] / n[:, None]
+    means = table[:, [_AT[name] for name in _MEANS]]
+    live, kept = (count > 0) & (count0 > 0), table[:, _AT["peak"]] != UNKEPT
+    means[~kept, _MEANS.index("peak")] = 0
+    extra = np.stack((near0 / n0, displacement, np.ones(len(table)), kept, count), 1)
+    columns = np.concatenate((shares, means, extra), 1)
+    columns[~live] = 0
     # The rows of a stage follow one another.
-    first = np.cumsum([0, *(len(stage.taps) for stage in stages.values())])
-    begin = first[:-1]
-    peak = column["peak"]
-    kept = peak != UNKEPT
-    means[:, _PEAK] = np.where(kept, np.where(np.isnan(peak), np.inf, peak), 0)
-    sums = np.add.reduceat(np.where(live[:, None], means, 0), begin)
-    alive = np.add.reduceat(live.astype(int), begin)
-    counts = np.add.reduceat(np.where(live, count, 0), begin).astype(int).tolist()
-    unusable = np.add.reduceat(nonfinite, begin).astype(int).tolist()
-    histograms = np.add.reduceat(histogram, begin)
-    best = np.maximum.reduceat(np.where(live, estimator, 0), begin).tolist()
-    worst = np.minimum.reduceat(np.where(live, estimator, len(ESTIMATORS)), begin).tolist()
-    read = np.repeat(alive[:, None], means.shape[1], axis=1)
-    read[:, _PEAK] = np.add.reduceat(live & kept, begin)
-    found = np.full_like(sums, np.nan)
-    np.divide(sums, read, out=found, where=read > 0)
+    ends = list(itertools.accumulate(len(stage.taps) for stage in stages.values()))
+    begin = [0, *ends[:-1]]
+    sums = np.add.reduceat(columns, begin).tolist()
+    unusable = np.add.reduceat(table[:, _AT["nonfinite"]], begin).tolist()
+    histograms = np.add.reduceat(table[:, len(TABLE) :].astype(np.int64), begin)
+    estimators = [ESTIMATORS[int(i)] for i in table[:, _AT["estimator"]]]
     readings = {}
-    for i, (name, numbers) in enumerate(zip(stages, found.tolist(), strict=True)):
-        told = ESTIMATORS[best[i]] if best[i] == worst[i] else "mixed"
+    for i, (name, begins, end) in enumerate(zip(stages, begin, ends, strict=True)):
+        *totals, taps, peaks, finite = sums[i]
+        numbers = dict(zip(_NUMBERS, totals, strict=True))
+        peak = numbers.pop("peak")
+        told = {estimators[tap] for tap in range(begins, end) if live[tap]} or {"first-probe"}
         readings[name] = StageReading(
             # One NaN for all: readings compare.
-            **{key: math.nan if x != x else x for key, x in zip(_NUMBERS, numbers, strict=True)},
-            estimator=told if alive[i] else "first-probe",
-            count=counts[i],
-            nonfinite=unusable[i],
+            **{k: x / taps if taps and x == x else math.nan for k, x in numbers.items()},
+            peak=math.nan if not peaks else math.inf if peak != peak else peak / peaks,
+            estimator=told.pop() if len(told) == 1 else "mixed",
+            count=int(finite),
+            nonfinite=int(unusable[i]),
             histogram=histograms[i],
         )
     return readings

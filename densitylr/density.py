@@ -53,11 +53,11 @@ FEW = 8
 COLUMNS = (
     "count",  # finite elements
     "near_zero_absolute",  # |a| <= 0.05
+    "exactly_zero",
     "near_zero_present",  # |a| <= TAU * rms(a): against the present, not the untrained scale
     "sum",
-    "square",  # sum of squares
+    "norm",  # root of the sum of squares
     "rms0",  # the untrained RMS that the histogram is in units of
-    "exactly_zero",  # or below 2**-126 * TAU * rms0
 )
 
 TABLE = (
@@ -90,8 +90,6 @@ _ONE = 127 * 4  # the code of 1.0
 _OCTAVES = (-5, 6)
 _FIRST = _ONE + 4 * _OCTAVES[0]
 _LAST = _ONE + 4 * _OCTAVES[1]
-_SUBNORMAL = 4  # codes below this: zero, or less than 2**-126
-_CODES = 256 * 4
 
 EDGES: tuple[float, ...] = tuple(
     TAU * 2.0 ** (step // 4) * (1 + step % 4 / 4)
@@ -108,26 +106,28 @@ TINY = 1e-37
 
 
 class Scratch:
-    """Memory that `measure` works in, kept from probe to probe.
+    """What `measure` works in, kept from probe to probe.
 
     Args:
-        elements: size of the largest matrix it serves.
-        device: where.
+        rows, n: the shape of the matrices it serves.
+        memory: at least ``3 * rows * n`` elements, 1-dim, float32; others may use it in between.
+
+    Attributes:
+        wide: a matrix in `row_dtype`.
+        flags: three matrices in float32, in the same memory.
+        limits: of the magnitudes that are counted in each of them.
+        offsets: what makes a code a bin, of each row.
     """
 
-    def __init__(self, elements: int, device: torch.device) -> None:
-        self.elements = elements
-        self._memory = torch.empty(2 * elements, device=device, dtype=torch.float32)
-
-    def wide(self, rows: int, n: int) -> Tensor:
-        """All of it as a matrix in `row_dtype`."""
-        dtype = row_dtype(self._memory.device)
-        return self._memory.view(dtype)[: rows * n].view(rows, n)
-
-    def halves(self, rows: int, n: int) -> tuple[Tensor, Tensor]:
-        """The same memory as two matrices in float32."""
-        first, second = self._memory[: 2 * rows * n].view(2, rows, n)
-        return first, second
+    def __init__(self, rows: int, n: int, memory: Tensor) -> None:
+        memory = memory[: 3 * rows * n]
+        wide = memory[: 2 * rows * n].view(row_dtype(memory.device))
+        self.wide = wide[: rows * n].view(rows, n)
+        self.flags = memory.view(3, rows, n)
+        limits = [torch.finfo(torch.float32).max, ABSOLUTE, 0.0]
+        self.limits = memory.new_tensor(limits)[:, None, None]
+        row = torch.arange(rows, dtype=torch.int32, device=memory.device)
+        self.offsets = row[:, None] * BINS - (_FIRST - 1)
 
 
 def row_dtype(device: torch.device) -> torch.dtype:
@@ -136,51 +136,46 @@ def row_dtype(device: torch.device) -> torch.dtype:
 
 
 def measure(
-    values: Tensor, rms0: Tensor, untrained: Tensor, scratch: Scratch | None = None
+    values: Tensor, rms0: Tensor, untrained: Tensor | None = None, scratch: Scratch | None = None
 ) -> Tensor:
     """Statistics of each row.
 
     Args:
-        values: ``[rows, n]``, float32; rows shorter than ``n`` are padded with NaN.
-        rms0: ``[rows]``, float32, the untrained RMS; NaN where it is not known yet.
-        untrained: int64 ``[rows]``: where it is to be found: the row of the untrained twin, or
-            of the values themselves (for twins); -1 takes ``rms0`` or, where that is not known,
+        values: ``[rows, n]``, float32; rows shorter than ``n`` are padded with NaN. Their signs
+            are lost.
+        rms0: ``[rows]``, float32, the untrained RMS; NaN where it is not known yet: then it is
             the row's own.
-        scratch: memory to use, for ``rows * n`` elements.
+        untrained: int64 ``[rows]``: where it is to be found instead: the row of the untrained
+            twin, or of the values themselves (for twins); -1 for none.
+        scratch: memory to use, for this shape.
 
     Returns:
         ``[rows, len(COLUMNS) + BINS - 1]`` in `row_dtype`: `COLUMNS`, then the histogram but for
         its last bin. Thresholds and ratios are rounded to float32; sums are in `row_dtype`.
     """
     rows, n = values.shape
-    scratch = scratch or Scratch(rows * n, values.device)
+    scratch = scratch or Scratch(rows, n, values.new_empty(3 * rows * n))
     # The sums come first: what is counted afterwards is written over their memory.
-    wide = scratch.wide(rows, n).copy_(values).nan_to_num_(0.0, 0.0, 0.0)
-    total = wide.sum(1)
-    square = torch.linalg.vector_norm(wide, dim=1).square()
-    magnitude, flags = scratch.halves(rows, n)
+    wide = scratch.wide.copy_(values).nan_to_num_(0.0, 0.0, 0.0)
+    total, norm = wide.sum(1), torch.linalg.vector_norm(wide, dim=1)
     # A float32 sum of ones is exact up to 2**24.
     counter = None if n < 2**24 else row_dtype(values.device)
-
-    def at_most(limit: float | Tensor) -> Tensor:
-        return torch.le(magnitude, limit, out=flags).sum(1, dtype=counter)
-
-    torch.abs(values, out=magnitude)
-    count = at_most(torch.finfo(torch.float32).max)
-    absolute = at_most(ABSOLUTE)
+    values.abs_()
+    counts = torch.le(values, scratch.limits, out=scratch.flags).sum(2, dtype=counter)
     # NaN where nothing is finite, and a positive one: a code has no sign.
-    rms = (square / count).sqrt().float().abs()
-    present = at_most((TAU * rms)[:, None])
-    own = torch.where(rms0.isnan(), rms, rms0)
-    rms0 = torch.where(untrained < 0, own, rms[untrained])
-    codes = magnitude.mul_(1 / (TAU * rms0).clamp(min=TINY)[:, None]).view(torch.int32)
-    codes.bitwise_right_shift_(_SHIFT)
+    rms = (norm / counts[0].sqrt()).float().abs_()
+    first = scratch.flags[0]
+    present = torch.le(values, (TAU * rms)[:, None], out=first).sum(1, dtype=counter)
+    rms0 = torch.where(rms0.isnan(), rms, rms0)
+    if untrained is not None:
+        rms0 = torch.where(untrained < 0, rms0, rms[untrained])
+    scale = (TAU * rms0).clamp_(min=TINY).reciprocal_()
+    codes = torch.mul(values, scale[:, None], out=first).view(torch.int32)
+    codes.bitwise_right_shift_(_SHIFT).clamp_(_FIRST - 1, _LAST)
     # Each row counts in bins of its own.
-    codes += torch.arange(rows, dtype=torch.int32, device=values.device)[:, None] * _CODES
-    found = _tally(codes.view(-1), rows * _CODES).view(rows, _CODES)
-    zero, low = found[:, :_SUBNORMAL].sum(1), found[:, :_FIRST].sum(1)
-    numbers = torch.stack((count, absolute, present, total, square, rms0, zero, low), 1)
-    return torch.cat((numbers, found[:, _FIRST:_LAST]), 1)
+    found = _tally(codes.add_(scratch.offsets).view(-1), rows * BINS).view(rows, BINS)
+    columns = [counts.T, *(c[:, None] for c in (present, total, norm, rms0)), found[:, :-1]]
+    return torch.cat(columns, 1)
 
 
 def _tally(codes: Tensor, bins: int) -> Tensor:
@@ -218,22 +213,20 @@ def channel_weights(slots: Tensor) -> Tensor:
     return torch.where(counts > 0, DORMANT * counts / counts.sum(), torch.nan)
 
 
-def dormant(values: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-    """Share of each row's channels whose mean magnitude is at most `DORMANT` of the row's mean.
+def dormant(magnitudes: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+    """How many of each row's channels have a mean magnitude of at most `DORMANT` of the row's.
 
     Args:
-        values: ``[rows, n]``, float32; NaN and infinities count as 0.
+        magnitudes: ``[rows, n]``, float32; NaN and infinities count as 0.
         slots: int64 ``[rows, n]``, from `channel_slots`.
         weights: ``[rows, CHANNELS]``, from `channel_weights`.
 
     Returns:
-        ``[rows]``, float32; NaN where no element has a channel.
+        int64 ``[rows]``.
     """
-    magnitude = torch.nan_to_num(values, 0.0, 0.0, 0.0).abs_()
-    sums = magnitude.new_zeros(len(values), CHANNELS + 1).scatter_add_(1, slots, magnitude)
-    sums = sums[:, :-1]
-    quiet = sums <= weights * sums.sum(1, keepdim=True)
-    return quiet.sum(1) / (~weights.isnan()).sum(1)
+    usable = torch.nan_to_num(magnitudes, 0.0, 0.0, 0.0)
+    sums = usable.new_zeros(len(usable), CHANNELS + 1).scatter_add_(1, slots, usable)[:, :-1]
+    return (sums <= weights * sums.sum(1, keepdim=True)).sum(1)
 
 
 def summarise(rows: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -245,21 +238,21 @@ def summarise(rows: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
 
     Returns:
         Arrays ``[taps]``: the counts ``count``, ``nonfinite``, ``near_zero``,
-        ``near_zero_absolute``, ``near_zero_present`` and ``exactly_zero`` (which takes in what
-        is below ``2**-126 * TAU * rms0``); the moments ``mean``, ``std``, ``rms`` and ``rms0``,
-        in the units of the activation; and the ``histogram`` of ``|a| / rms0`` in the bins of
-        `EDGES`, ``[taps, BINS]``.
+        ``near_zero_absolute``, ``near_zero_present`` and ``exactly_zero``; the moments ``mean``,
+        ``std``, ``rms`` and ``rms0``, in the units of the activation; and the ``histogram`` of
+        ``|a| / rms0`` in the bins of `EDGES`, ``[taps, BINS]``.
     """
     found = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
-    n = np.maximum(found["count"], 1)
-    mean, square = found.pop("sum") / n, found.pop("square") / n
-    histogram = np.empty((len(rows), BINS), dtype=np.int64)
+    count = found["count"]
+    n = np.maximum(count, 1)
+    mean, square = found.pop("sum") / n, found.pop("norm") ** 2 / n
+    histogram = np.empty((len(rows), BINS))
     histogram[:, :-1] = rows[:, len(COLUMNS) :]
     # The rest: a finite value in units of a tiny rms0 has the code of an infinite one.
-    histogram[:, -1] = found["count"] - histogram[:, :-1].sum(1)
+    histogram[:, -1] = count - histogram[:, :-1].sum(1)
     return {
         **found,
-        "nonfinite": sizes - found["count"],
+        "nonfinite": sizes - count,
         "near_zero": histogram[:, :_NEAR].sum(1),
         "mean": mean,
         "std": np.sqrt(np.maximum(square - mean**2, 0)),

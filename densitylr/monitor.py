@@ -154,8 +154,9 @@ class DensityMonitor:
             raise RuntimeError("this DensityMonitor is closed: make a new one to go on watching")
         for tap in self._taps.values():
             tap.device = None
-        for probe in self._probes.values():
-            probe.rows[:, VARIETY] = math.nan
+        if self._varied:  # at the last probe
+            for probe in self._probes.values():
+                probe.rows[:, VARIETY] = math.nan
         self.armed, self._varied = True, variety or self.watching
 
     def collect(self, step: int) -> Reading | None:

@@ -20,7 +20,7 @@ from densitylr.density import (
     measure,
     row_dtype,
 )
-from densitylr.sampling import shares_memory
+from densitylr.sampling import SHAPES, shares_memory
 
 __all__ = ["DORMANT", "PEAK", "SUMS", "UNKEPT", "VARIETY", "Probe"]
 
@@ -76,10 +76,13 @@ class Probe:
         self._rms0 = torch.tensor([*known, *[math.nan] * len(twins)], **real)
         # The row that knows the untrained RMS: a twin itself; of a tap its twin, or -1.
         self._partner = [-1] * taps + list(range(taps, count))
-        self._scratch: Scratch | None = None
+        self._memory = torch.empty(0, **real)
+        self._scratch: dict[tuple[int, int], Scratch] = {}  # in the memory, by shape
+        self._partners: dict[tuple[int, ...], Tensor] = {}
         self._values = torch.full((count, 0), torch.nan, **real)
         self._slots = torch.full((taps, 0), CHANNELS, device=device)
         self._weights = torch.full((taps, CHANNELS), torch.nan, **real)
+        self._channels = torch.zeros(taps, dtype=self.rows.dtype, device=device)
         self._places: dict[int, Tensor] = {}  # where the samples of a row go, in their shape
         self._layouts: dict[int, _Layout] = {}
         self._views: dict[int, tuple[tuple[int, ...], int]] = {}  # of a tap without an answer
@@ -131,7 +134,8 @@ class Probe:
             self._slots[tap] = CHANNELS
             slots = channel_slots(channels(output, sample)[::THINNED])
             self._slots[tap, : len(slots)] = slots
-            self._weights[tap] = channel_weights(slots)
+            self._weights[tap] = weights = channel_weights(slots)
+            self._channels[tap] = (~weights.isnan()).sum()
         self._views.pop(tap, None)
         if again and shares_memory(sample, output):
             offset = int(sample.storage_offset()) - int(output.storage_offset())
@@ -156,22 +160,38 @@ class Probe:
             at = torch.tensor(rows, device=self.rows.device)
             mine = at[:taps]
         values = self._values[at, : max(self.sizes[row] for row in rows)]
-        place = {row: i for i, row in enumerate(rows)}
-        partner = [place.get(self._partner[row], -1) for row in rows]
-        if self._scratch is None or self._scratch.elements < values.numel():
-            self._scratch = Scratch(values.numel(), values.device)
-        untrained = torch.tensor(partner, device=values.device)
-        found = measure(values, self._rms0[at], untrained, self._scratch)
+        scratch = self._scratch_of(*values.shape)
+        found = measure(values, self._rms0[at], self._untrained(rows), scratch)
         self.rows[at, :SUMS] = found
         self._rms0[at] = found[:, COLUMNS.index("rms0")].float()
         thin = values[:taps, ::THINNED]
-        slots = self._slots[mine, : thin.shape[1]]
-        self.rows[mine, DORMANT] = dormant(thin, slots, self._weights[mine]).to(self.rows.dtype)
+        quiet = dormant(thin, self._slots[mine, : thin.shape[1]], self._weights[mine])
+        self.rows[mine, DORMANT] = quiet / self._channels[mine]
+
+    def _untrained(self, rows: list[int]) -> Tensor | None:
+        """Where `measure` finds the untrained RMS; None where no twin is among the rows."""
+        if rows[-1] < self.taps:
+            return None
+        place = {row: i for i, row in enumerate(rows)}
+        partners = tuple(place.get(self._partner[row], -1) for row in rows)
+        if partners not in self._partners:
+            self._partners = {partners: torch.tensor(partners, device=self.rows.device)}
+        return self._partners[partners]
+
+    def _scratch_of(self, rows: int, n: int) -> Scratch:
+        if (rows, n) not in self._scratch:
+            more = 3 * rows * n > self._memory.numel()
+            if more or len(self._scratch) >= SHAPES:
+                self._scratch.clear()
+            if more:
+                self._memory = self._memory.new_empty(3 * rows * n)
+            self._scratch[rows, n] = Scratch(rows, n, self._memory)
+        return self._scratch[rows, n]
 
     def forget_peaks(self) -> None:
         """The peaks start anew."""
-        if self.watched:
-            self.rows[self.watched, PEAK] = 0
+        for tap in self.watched:
+            self.peaks[tap].zero_()
 
     def _keep(self, row: int, sample: Tensor) -> None:
         """Copy a sample."""

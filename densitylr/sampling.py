@@ -13,7 +13,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BUDGET", "CHANNELS", "PAIRED", "Sampler", "even_step", "shares_memory", "tap_budget"]
+__all__ = [
+    "BUDGET",
+    "CHANNELS",
+    "PAIRED",
+    "SHAPES",
+    "Sampler",
+    "even_step",
+    "shares_memory",
+    "tap_budget",
+]
 
 CHANNELS = 64
 """Most output channels of a block."""

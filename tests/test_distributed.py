@@ -30,7 +30,7 @@ def rms(a: Tensor) -> float:
 
 
 def near_zero(a: Tensor, scale: float) -> int:
-    found = measure(a.reshape(1, -1), torch.tensor([scale]), torch.tensor([-1]))
+    found = measure(a.reshape(1, -1).clone(), torch.tensor([scale]), torch.tensor([-1]))
     return int(summarise(found.numpy(), np.array([a.numel()]))["near_zero"][0])
 
 
@@ -38,7 +38,7 @@ def row(a: Tensor, rms0: float, reference: Tensor | None = None, peak: float = 0
     """What a rank sends of a tap, peak and variety included; zeros where it read nothing."""
     out = np.zeros(len(TABLE) + BINS)
     if a.numel():
-        found = measure(a.reshape(1, -1), torch.tensor([rms0]), torch.tensor([-1]))
+        found = measure(a.reshape(1, -1).clone(), torch.tensor([rms0]), torch.tensor([-1]))
         numbers = summarise(found.numpy(), np.array([a.numel()]))
         for name in set(TABLE) & set(numbers):
             out[AT[name]] = numbers[name][0]
