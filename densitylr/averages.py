@@ -84,7 +84,8 @@ def combine(stages: Mapping[str, Stage], table: np.ndarray) -> dict[str, StageRe
     # Half a count more keeps the logarithm finite and equal shares at exactly zero: half a count
     # of the smaller sample, or no outputs near zero would be fewer of more outputs.
     m = np.minimum(n, n0)
-    displacement = np.abs(np.log((near * m / n + 0.5) / (near0 * m / n0 + 0.5)))
+    log = [np.log((k * m / size + 0.5) / (m + 1)) for k, size in ((near, n), (near0, n0))]
+    displacement = np.abs(log[0] - log[1])
     shares = table[:, [_AT[name] for name in _SHARES]] / n[:, None]
     means = table[:, [_AT[name] for name in _MEANS]]
     live, kept = (count > 0) & (count0 > 0), table[:, _AT["peak"]] != UNKEPT

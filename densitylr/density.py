@@ -163,13 +163,13 @@ def measure(
     values.abs_()
     counts = torch.le(values, scratch.limits, out=scratch.flags).sum(2, dtype=counter)
     # NaN where nothing is finite, and a positive one: a code has no sign.
-    rms = (norm / counts[0].sqrt()).float().abs_()
+    rms = (norm.square() / counts[0]).sqrt_().float().abs_()
     first = scratch.flags[0]
     present = torch.le(values, (TAU * rms)[:, None], out=first).sum(1, dtype=counter)
     rms0 = torch.where(rms0.isnan(), rms, rms0)
     if untrained is not None:
         rms0 = torch.where(untrained < 0, rms0, rms[untrained])
-    scale = (TAU * rms0).clamp_(min=TINY).reciprocal_()
+    scale = 1 / (TAU * rms0).clamp_(min=TINY)
     codes = torch.mul(values, scale[:, None], out=first).view(torch.int32)
     codes.bitwise_right_shift_(_SHIFT).clamp_(_FIRST - 1, _LAST)
     # Each row counts in bins of its own.
