@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densitylr import find_stages
+from densitylr import density, find_stages
+from densitylr.density import TAU
 from experiments.gauntlet.cell import ARMS, OPTIMIZERS, Cell, good_rates, run_cell
 from experiments.gauntlet.conditions import HEALTHY, condition
 from experiments.gauntlet.conduct import ILL_LOSS
@@ -62,6 +63,16 @@ def test_nothing_can_be_said_of_what_is_frozen() -> None:
 def test_every_arm_trains(arm: str) -> None:
     record = run_cell(dataclasses.replace(SMALL, arm=arm, condition="one-first"))
     assert 0 <= record["accuracy"] <= 1
+
+
+def test_an_arm_may_have_a_threshold_of_its_own_for_near_zero() -> None:
+    """Below one that everything is below, nothing seems to move, and all is raised to the end."""
+    hot = Cell("mlp_shallow", "sgd", "hot-last-10", steps=42)
+    arms = ("repair", f"repair(tau={TAU})", "repair(tau=1000)")
+    own, same, blind = (run_cell(dataclasses.replace(hot, arm=arm)) for arm in arms)
+    assert own["weights"] == same["weights"]
+    assert own["scales"]["1"] < blind["scales"]["1"] == pytest.approx(10)
+    assert density.TAU == TAU
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -80,6 +80,7 @@ def test_without_rivals_a_small_loss_decides_nothing() -> None:
 def test_an_arm_with_constants() -> None:
     assert parse_arm("repair(healthy=0.1, every=10)") == ("repair", {"healthy": 0.1, "every": 10})
     assert parse_arm("free(speed=1e-2)") == ("free", {"speed": 0.01})
+    assert parse_arm("repair(tau=0.2)") == ("repair", {"tau": 0.2})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from densitylr import DensityLR, Stage, find_stages
+from densitylr import DensityLR, Stage, density, find_stages
 from densitylr.liftoff import MODES, LiftOff
 from densitylr.rates import startup
 from experiments.data import Dataset
@@ -57,7 +57,7 @@ class Cell:
         condition: as in `condition`.
         arm: ``fixed``; a mode of ``DensityLR``; ``recover`` (repair with ``recover=True``); a
             rival, which has no use for the optimizer; an ablation; or a mode with other constants
-            than the law's own, as ``repair(healthy=0.1, every=10)``.
+            than the law's own, as ``repair(healthy=0.1, every=10, tau=0.2)``.
         seed: of weights and batches.
         batch: examples a step.
         steps: optimizer steps.
@@ -107,7 +107,7 @@ def make_optimizer(
 def run_cell(cell: Cell) -> Record:
     """Train the cell; numbers only, so that the record is a line of JSON."""
     began = time.perf_counter()
-    with _quiet():
+    with _quiet(), _near_zero_below(cell.arm):
         outcome, _ = _train(cell)
     return {**dataclasses.asdict(cell), **outcome, "seconds": round(time.perf_counter() - began, 2)}
 
@@ -144,6 +144,18 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+@contextlib.contextmanager
+def _near_zero_below(arm: str) -> Iterator[None]:
+    """The threshold of near zero that an arm asks for; it is no option of the product."""
+    kept = density.TAU
+    if "(" in arm:
+        density.TAU = parse_arm(arm)[1].get("tau", kept)
+    try:
+        yield
+    finally:
+        density.TAU = kept
+
+
 def base_rates(cell: Cell, what: Condition) -> dict[str, float]:
     """The user's rate of each stage."""
     good = good_rates()[cell.net][cell.optimizer] if cell.rate is None else cell.rate
@@ -166,6 +178,7 @@ def _controlled(cell: Cell, optimizer: Optimizer, model: nn.Module) -> Optimizer
         return DensityLR(optimizer, model, policy=policy)
     mode, constants = parse_arm(cell.arm)
     every = int(constants.pop("every", 5))
+    constants.pop("tau", None)  # not of the law: see `_near_zero_below`
     law = LiftOff(mode, **(startup(optimizer) | constants))
     return DensityLR(optimizer, model, mode=mode, policy=law, every=every)
 
@@ -184,7 +197,7 @@ def parse_arm(arm: str) -> tuple[str, dict[str, Any]]:
         )
     pairs = (part.split("=") for part in found[2].replace(" ", "").split(","))
     constants = {name: float(value) for name, value in pairs}
-    known = {f.name for f in dataclasses.fields(LiftOff)} - {"mode"} | {"every"}
+    known = {f.name for f in dataclasses.fields(LiftOff)} - {"mode"} | {"every", "tau"}
     if not constants.keys() <= known:
         raise ValueError(f"constants of the law are {', '.join(sorted(known))}, got {arm!r}")
     return found[1], constants
