@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from densitylr.policy import StageState
@@ -63,32 +63,15 @@ def creeping(
             only while the mean over all of them is above ``pull``, too: where it is not, it is
             the largest rate that is too high.
     """
-    now, stages, why = reading.step, {}, {}
-    told: dict[str, float] = {}  # of those whose pull was seen, its mean since they were judged
-    steps: dict[str, int] = {}
-    for name in (n for n in after if before[n].following and after[n].following):
-        stage, pull = after[name], reading.stages[name].pull
-        if rates.get(name, 0.0) <= 0:
-            stages[name] = dataclasses.replace(stage, pulled=0.0, judged=max(stage.judged, now))
-            continue
-        steps[name] = now - stage.judged
-        if steps[name] > 0 and math.isfinite(pull):
-            since = min(now - before[name].step, steps[name])
-            stage = dataclasses.replace(stage, pulled=stage.pulled + pull * since)
-            told[name] = stage.pulled / steps[name]
-        stages[name] = stage
-    due = [name for name in steps if steps[name] >= limits.pace]
+    pulled = _pulled(before, after, reading, rates)
+    anew = [n for n in pulled.steps if not together and after[n].scale != before[n].scale]
+    due = [n for n, steps in pulled.steps.items() if steps >= limits.pace]
     if together:
-        mean = sum(told.values()) / max(1, len(told))
-        raised = dict.fromkeys(due, mean) if mean > limits.pull else {}
+        raised = _by_one_mean(pulled, due, limits.pull)
     else:
-        seen = sum(steps[name] for name in told)
-        agreed = sum(stages[name].pulled for name in told) > limits.pull * seen
-        anew = [name for name in steps if after[name].scale != before[name].scale]
-        means = {n: stages[n].pulled / steps[n] for n in due if agreed and n not in anew}
-        raised = {n: mean for n, mean in means.items() if mean > limits.pull}
-        due += anew
-    for name in due:
+        raised = _each_by_its_own(pulled, [n for n in due if n not in anew], limits.pull)
+    now, stages, why = reading.step, dict(pulled.stages), {}
+    for name in dict.fromkeys([*due, *anew]):
         stage = stages[name]
         left = limits.follow - (now - (now if stage.over is None else stage.over))
         if name in raised and left >= 0:
@@ -100,3 +83,54 @@ def creeping(
         judged, following = max(stage.judged, now), left > 0
         stages[name] = dataclasses.replace(stage, pulled=0.0, judged=judged, following=following)
     return Crept(stages, why)
+
+
+class _Pulled(NamedTuple):
+    """The followed stages with what was added to their pull.
+
+    Attributes:
+        stages: all of them.
+        steps: of those with a rate, the steps since they were judged.
+        means: of those whose pull was seen at this reading, its mean over these steps.
+    """
+
+    stages: dict[str, StageState]
+    steps: dict[str, int]
+    means: dict[str, float]
+
+
+def _pulled(
+    before: Mapping[str, StageState],
+    after: Mapping[str, StageState],
+    reading: Reading,
+    rates: Mapping[str, float],
+) -> _Pulled:
+    found = _Pulled({}, {}, {})
+    for name in (n for n in after if before[n].following and after[n].following):
+        stage, pull = after[name], reading.stages[name].pull
+        if rates.get(name, 0.0) <= 0:
+            judged = max(stage.judged, reading.step)
+            found.stages[name] = dataclasses.replace(stage, pulled=0.0, judged=judged)
+            continue
+        steps = reading.step - stage.judged
+        if steps > 0 and math.isfinite(pull):
+            since = min(reading.step - before[name].step, steps)
+            stage = dataclasses.replace(stage, pulled=stage.pulled + pull * since)
+            found.means[name] = stage.pulled / steps
+        found.stages[name], found.steps[name] = stage, steps
+    return found
+
+
+def _by_one_mean(pulled: _Pulled, due: Sequence[str], least: float) -> dict[str, float]:
+    """The stages to raise, with the mean that calls for it: all that are due, or none."""
+    mean = sum(pulled.means.values()) / max(1, len(pulled.means))
+    return dict.fromkeys(due, mean) if mean > least else {}
+
+
+def _each_by_its_own(pulled: _Pulled, due: Sequence[str], least: float) -> dict[str, float]:
+    """Those of the due ones whose own mean is above ``least``, where that of all steps is, too."""
+    seen = sum(pulled.steps[name] for name in pulled.means)
+    if sum(pulled.stages[name].pulled for name in pulled.means) <= least * seen:
+        return {}
+    means = {name: pulled.stages[name].pulled / pulled.steps[name] for name in due}
+    return {name: mean for name, mean in means.items() if mean > least}
