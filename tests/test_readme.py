@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from experiments.claims import claims
 from experiments.gauntlet.law import README_TABLES, TABLES, fill
@@ -27,12 +26,12 @@ def block(name: str) -> str:
 
 def test_the_code_runs_and_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(code, "README.md", "exec"), names)
     assert (tmp_path / "history.npz").exists()
-    assert [d.stage for d in names["opt"].diagnose()] == ["0"]
+    (found,) = names["opt"].diagnose()
+    assert str(found) in " ".join(README.split())
 
 
 def test_the_claims_are_those_of_the_committed_runs() -> None:
