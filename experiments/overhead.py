@@ -25,7 +25,6 @@ from experiments.overhead_arms import (
     CASES,
     EVERY_ARM,
     Times,
-    fastai_version,
     idle_call,
     time_case,
 )
@@ -37,6 +36,7 @@ from experiments.overhead_counts import (
     sample_error,
 )
 from experiments.overhead_page import render
+from experiments.overhead_rivals import versions
 from experiments.overhead_tables import (
     PRIMARY,
     disturbed,
@@ -146,7 +146,7 @@ def measure(
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "fastai": fastai_version(),
+        "packages": versions(),
         "load": [load, os.getloadavg()[0]],
         "others": others,
         "seconds": time.monotonic() - began,

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ from experiments.arms import build_model, build_optimizer, profile_rates
 from experiments.config import ModelConfig, OptimizerConfig, ProfileConfig
 from experiments.gauntlet.nets import _GPT, mlp_deep, vit
 from experiments.gauntlet.tasks import LENGTH, PIXELS, SYMBOLS
+from experiments.overhead_rivals import WATCHERS, WandbGradients, forward_hooks, versions
 
-__all__ = ["CASES", "EVERY_ARM", "Case", "Times", "fastai_version", "time_case", "watched"]
+__all__ = ["CASES", "EVERY_ARM", "Case", "Times", "time_case", "watched"]
 
 NEVER = 10**9
-EVERY_ARM = ("bare", "repair", "twins", "recover", "floor", "fastai", "fastai-cpu")
+EVERY_ARM = ("bare", "repair", "twins", "recover", "floor", *WATCHERS)
 Times = dict[str, dict[str, list[float]]]
 """Milliseconds of each round, by arm and by what was timed."""
 
@@ -189,23 +191,6 @@ def _floor(layer: nn.Module, budget: int) -> Callable[..., None]:
     return hook
 
 
-def fastai_version() -> str | None:
-    """None where fastai is not installed."""
-    try:
-        import fastai
-    except ImportError:
-        return None
-    return str(fastai.__version__)
-
-
-def _fastai_hook(cpu: bool) -> Callable[..., None]:
-    """The hook of fastai's ``ActivationStats(with_hist=True)``, as fastai registers it."""
-    from fastai.callback.hook import ActivationStats, Hook
-
-    stats = ActivationStats(with_hist=True, cpu=cpu)
-    return Hook(nn.Identity(), stats.hook, stats.is_forward, stats.detach, cpu).hook_fn
-
-
 def _arms(case: Case, device: torch.device, names: Sequence[str]) -> Iterator[_Arm]:
     model, optimizer = _bare(case, device, "flat")
     layers = _taps(model)
@@ -215,10 +200,16 @@ def _arms(case: Case, device: torch.device, names: Sequence[str]) -> Iterator[_A
         elif name == "floor":
             hooks = [_floor(layer, tap_budget(len(layers))) for layer in layers]
             yield _hooked(name, model, optimizer, _Clock(device), hooks)
-        elif not name.startswith("fastai"):
+        elif name not in WATCHERS:
             yield from _ours(name, case, device)
-        elif fastai_version() is not None:
-            hooks = [_fastai_hook(cpu=name.endswith("cpu"))] * len(layers)
+        elif WATCHERS[name] not in versions():
+            continue
+        elif name == "wandb":
+            clock = _Clock(device)
+            watch = WandbGradients(model, partial(clock.timed, "hooks"))
+            yield _Arm(name, model, optimizer, clock, watch.begin, watch.end)
+        else:
+            hooks = forward_hooks(name, model, layers)
             yield _hooked(name, model, optimizer, _Clock(device), hooks)
 
 
@@ -237,7 +228,7 @@ def time_case(
         batch: examples a step.
         rounds: rounds that count.
         device: where.
-        names: arms, from `EVERY_ARM`; fastai's are left out where it is not installed.
+        names: arms, from `EVERY_ARM`; other monitors that are not installed are left out.
         warm_up: rounds before, that do not count.
 
     Returns:

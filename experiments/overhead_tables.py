@@ -40,6 +40,8 @@ NAMES = {
     "recover": "repair with `recover=True`",
     "fastai": "fastai `ActivationStats(with_hist=True, cpu=False)`, same layers",
     "fastai-cpu": "fastai `ActivationStats(with_hist=True)`, same layers",
+    "composer": "Composer `ActivationMonitor`, same layers",
+    "wandb": '`wandb.watch(log="gradients")`: parameters, not layers',
     "floor": "floor: the sum of the outputs that are read",
 }
 OTHERS = 0.05

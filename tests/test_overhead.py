@@ -7,6 +7,7 @@ import json
 import math
 import random
 import statistics
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments import overhead
 from experiments.overhead_arms import CASES, Case, time_case
 from experiments.overhead_counts import compiled, copies, growth, identical_losses
 from experiments.overhead_page import render
+from experiments.overhead_rivals import WATCHERS, versions
 from experiments.overhead_tables import (
     amortised,
     case_rows,
@@ -101,6 +103,15 @@ def test_a_small_run() -> None:
     arms = overhead.summary(times, taps, [0.0])
     assert set(arms) == {"bare", "repair", "recover", "floor"}
     for name in ("repair, quiet", "repair, probe", "recover, quiet"):
+        assert min(times[name]["hooks"]) > 0
+
+
+def test_other_monitors_are_timed_where_they_are_installed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what other packages say on being imported
+        times, _ = time_case(CASES["mlp"], 8, 2, CPU, ("bare", *WATCHERS))
+    assert set(times) - {"bare"} == {n for n, package in WATCHERS.items() if package in versions()}
+    for name in times.keys() - {"bare"}:
         assert min(times[name]["hooks"]) > 0
 
 

@@ -1,0 +1,109 @@
+"""Other people's monitors in the overhead benchmark: fastai's, Composer's, Weights & Biases'."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.metadata
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+from torch import nn
+
+__all__ = ["WATCHERS", "WandbGradients", "forward_hooks", "versions"]
+
+WATCHERS = {
+    "fastai": "fastai",
+    "fastai-cpu": "fastai",
+    "composer": "mosaicml",
+    "wandb": "wandb",
+}
+"""The package of each arm; one that is not installed is left out."""
+
+
+def versions() -> dict[str, str]:
+    """The versions of those that are installed, by package."""
+    found = {}
+    for package in WATCHERS.values():
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def forward_hooks(
+    name: str, model: nn.Module, layers: Sequence[nn.Module]
+) -> list[Callable[..., Any]]:
+    """What an arm registers on each layer: fastai's ``ActivationStats(with_hist=True)``, on the
+    layer's device or the CPU, or Composer's ``ActivationMonitor``, without its logger.
+    """
+    if name == "composer":
+        from composer.callbacks import ActivationMonitor
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an interval below ten batches
+            monitor = ActivationMonitor(interval="1ba")
+        monitor.create_module_names(model)
+        return [partial(monitor.forward_hook, _Nowhere(), 0)] * len(layers)
+    from fastai.callback.hook import ActivationStats, Hook
+
+    cpu = name == "fastai-cpu"
+    stats = ActivationStats(with_hist=True, cpu=cpu)
+    hook = Hook(nn.Identity(), stats.hook, stats.is_forward, stats.detach, cpu).hook_fn
+    return [hook] * len(layers)
+
+
+class _Nowhere:
+    """A Composer logger without a destination."""
+
+    destinations = ()
+
+    def log_metrics(self, metrics: Any) -> None:
+        """Forget them."""
+
+
+class WandbGradients:
+    """What ``wandb.watch(model, log="gradients", log_freq=1)`` does at a backward pass.
+
+    Args:
+        model: the model.
+        timed: wraps what is called for each gradient.
+    """
+
+    def __init__(
+        self, model: nn.Module, timed: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        from wandb.integration.torch.wandb_torch import TorchHistory
+
+        self._run = _wandb_run()
+        self._model = model
+        self._history = TorchHistory()
+        log = timed(self._history.log_tensor_stats)
+        self._history.log_tensor_stats = log  # type: ignore[method-assign]
+
+    def begin(self) -> None:
+        self._history.add_log_gradients_hook(self._model, log_freq=1)
+
+    def end(self) -> None:
+        self._history.unhook_all()
+        self._run.log({})
+
+
+@cache
+def _wandb_run() -> Any:
+    """One offline run, of which nothing is kept."""
+    import wandb
+
+    folder = tempfile.TemporaryDirectory()
+    settings = wandb.Settings(silent=True, console="off")
+    run = wandb.init(mode="offline", dir=folder.name, project="overhead", settings=settings)
+
+    def end() -> None:
+        run.finish()
+        folder.cleanup()
+
+    atexit.register(end)
+    return run
