@@ -78,7 +78,7 @@ class Probe:
         self._partner = [-1] * taps + list(range(taps, count))
         self._memory = torch.empty(0, **real)
         self._scratch: dict[tuple[int, int], Scratch] = {}  # in the memory, by shape
-        self._partners: dict[tuple[int, ...], Tensor] = {}
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._values = torch.full((count, 0), torch.nan, **real)
         self._slots = torch.full((taps, 0), CHANNELS, device=device)
         self._weights = torch.full((taps, CHANNELS), torch.nan, **real)
@@ -142,7 +142,9 @@ class Probe:
             self._views[tap] = sample.stride(), offset
 
     def finish(self) -> Tensor:
-        """Measure what was kept. Returns `rows`; nobody has waited for the device."""
+        """Measure what was kept. Returns `rows`; nobody waits for the device, but for where rows
+        are grouped in a new way.
+        """
         groups: dict[int, list[int]] = {}
         for row in sorted(self._fresh):
             groups.setdefault(max(self.sizes[row], self.budget), []).append(row)
@@ -157,7 +159,7 @@ class Probe:
         at: slice | Tensor = slice(0, len(rows))
         mine: slice | Tensor = slice(0, taps)
         if rows[-1] >= len(rows):  # not just the first so many
-            at = torch.tensor(rows, device=self.rows.device)
+            at = self._index(rows)
             mine = at[:taps]
         values = self._values[at, : max(self.sizes[row] for row in rows)]
         scratch = self._scratch_of(*values.shape)
@@ -173,10 +175,16 @@ class Probe:
         if rows[-1] < self.taps:
             return None
         place = {row: i for i, row in enumerate(rows)}
-        partners = tuple(place.get(self._partner[row], -1) for row in rows)
-        if partners not in self._partners:
-            self._partners = {partners: torch.tensor(partners, device=self.rows.device)}
-        return self._partners[partners]
+        return self._index([place.get(self._partner[row], -1) for row in rows])
+
+    def _index(self, numbers: list[int]) -> Tensor:
+        """On the device, which is waited for where they are new."""
+        key = tuple(numbers)
+        if key not in self._indices:
+            if len(self._indices) >= SHAPES:
+                self._indices.clear()
+            self._indices[key] = torch.tensor(numbers, device=self.rows.device)
+        return self._indices[key]
 
     def _scratch_of(self, rows: int, n: int) -> Scratch:
         if (rows, n) not in self._scratch:

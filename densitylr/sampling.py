@@ -40,7 +40,7 @@ ROWS = 8
 """Positions are left out of a block rather than rows, until there are this many rows."""
 
 SHAPES = 16
-"""Most shapes of one layer's output that are remembered."""
+"""Most shapes of one layer's output, or of one probe's samples, that are remembered."""
 
 _View = tuple[tuple[int, ...], tuple[int, ...], int]
 

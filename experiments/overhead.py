@@ -36,7 +36,7 @@ from experiments.overhead_counts import (
     sample_error,
 )
 from experiments.overhead_page import render
-from experiments.overhead_rivals import versions
+from experiments.overhead_rivals import installed, versions
 from experiments.overhead_tables import (
     PRIMARY,
     disturbed,
@@ -132,7 +132,6 @@ def measure(
     bar.update()
     result["error"] = sample_error(device, batches=min(12, max(3, rounds)))
     bar.update()
-    bar.close()
     own = time.process_time() - used
     after = _processor_seconds()
     others = None
@@ -151,6 +150,10 @@ def measure(
         "others": others,
         "seconds": time.monotonic() - began,
     }
+    for name in cases if installed("wandb") else ():  # last: it leaves processes running
+        times, taps = time_case(CASES[name], batch, rounds, device, ("bare", "wandb"))
+        result["cases"][name]["arms"]["wandb"] = summary(times, taps, idle)["wandb"]
+    bar.close()
     return result
 
 

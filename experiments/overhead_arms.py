@@ -28,12 +28,14 @@ from experiments.arms import build_model, build_optimizer, profile_rates
 from experiments.config import ModelConfig, OptimizerConfig, ProfileConfig
 from experiments.gauntlet.nets import _GPT, mlp_deep, vit
 from experiments.gauntlet.tasks import LENGTH, PIXELS, SYMBOLS
-from experiments.overhead_rivals import WATCHERS, WandbGradients, forward_hooks, versions
+from experiments.overhead_rivals import WATCHERS, WandbGradients, forward_hooks, installed
 
 __all__ = ["CASES", "EVERY_ARM", "Case", "Times", "time_case", "watched"]
 
 NEVER = 10**9
-EVERY_ARM = ("bare", "repair", "twins", "recover", "floor", *WATCHERS)
+EVERY_ARM = ("bare", "repair", "twins", "recover", "floor", *WATCHERS[:-1])
+"""All but wandb's, whose processes would disturb the others."""
+
 Times = dict[str, dict[str, list[float]]]
 """Milliseconds of each round, by arm and by what was timed."""
 
@@ -89,6 +91,7 @@ class _Arm:
     clock: _Clock
     begin: Callable[[], Any] = lambda: None
     end: Callable[[], Any] = lambda: None
+    close: Callable[[], Any] = lambda: None
 
 
 @dataclass
@@ -202,12 +205,12 @@ def _arms(case: Case, device: torch.device, names: Sequence[str]) -> Iterator[_A
             yield _hooked(name, model, optimizer, _Clock(device), hooks)
         elif name not in WATCHERS:
             yield from _ours(name, case, device)
-        elif WATCHERS[name] not in versions():
+        elif not installed(name):
             continue
         elif name == "wandb":
             clock = _Clock(device)
             watch = WandbGradients(model, partial(clock.timed, "hooks"))
-            yield _Arm(name, model, optimizer, clock, watch.begin, watch.end)
+            yield _Arm(name, model, optimizer, clock, watch.begin, watch.end, watch.close)
         else:
             hooks = forward_hooks(name, model, layers)
             yield _hooked(name, model, optimizer, _Clock(device), hooks)
@@ -228,7 +231,8 @@ def time_case(
         batch: examples a step.
         rounds: rounds that count.
         device: where.
-        names: arms, from `EVERY_ARM`; other monitors that are not installed are left out.
+        names: arms, from `EVERY_ARM` or ``wandb``; other monitors that are not installed are left
+            out.
         warm_up: rounds before, that do not count.
 
     Returns:
@@ -240,21 +244,25 @@ def time_case(
     times: Times = {arm.name: defaultdict(list) for arm in arms}
     order = list(arms)
     shuffle = random.Random(0)
-    for turn in range(-warm_up, rounds):
-        shuffle.shuffle(order)
-        for arm in order:
-            arm.begin()
-            arm.clock.seconds.clear()
-            start = arm.clock.now()
-            F.cross_entropy(arm.model(x), y).backward()
-            arm.optimizer.step()
-            arm.optimizer.zero_grad()
-            total = arm.clock.now() - start
-            arm.end()
-            if turn >= 0:
-                times[arm.name]["total"].append(1e3 * total)
-                for part in ("hooks", "step"):
-                    times[arm.name][part].append(1e3 * arm.clock.seconds[part])
+    try:
+        for turn in range(-warm_up, rounds):
+            shuffle.shuffle(order)
+            for arm in order:
+                arm.begin()
+                arm.clock.seconds.clear()
+                start = arm.clock.now()
+                F.cross_entropy(arm.model(x), y).backward()
+                arm.optimizer.step()
+                arm.optimizer.zero_grad()
+                total = arm.clock.now() - start
+                arm.end()
+                if turn >= 0:
+                    times[arm.name]["total"].append(1e3 * total)
+                    for part in ("hooks", "step"):
+                        times[arm.name][part].append(1e3 * arm.clock.seconds[part])
+    finally:
+        for arm in arms:
+            arm.close()
     return times, len(_taps(arms[0].model))
 
 

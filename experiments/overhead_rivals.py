@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.metadata
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-__all__ = ["WATCHERS", "WandbGradients", "forward_hooks", "versions"]
+__all__ = ["WATCHERS", "WandbGradients", "forward_hooks", "installed", "versions"]
 
-WATCHERS = {
-    "fastai": "fastai",
-    "fastai-cpu": "fastai",
-    "composer": "mosaicml",
-    "wandb": "wandb",
-}
-"""The package of each arm; one that is not installed is left out."""
+WATCHERS = ("fastai", "fastai-cpu", "composer", "wandb")
+_PACKAGES = {"fastai": "fastai", "fastai-cpu": "fastai", "composer": "mosaicml", "wandb": "wandb"}
+
+
+def installed(name: str) -> bool:
+    """Whether a watcher can be measured."""
+    return _PACKAGES[name] in versions()
 
 
 def versions() -> dict[str, str]:
-    """The versions of those that are installed, by package."""
+    """The versions of the watchers' packages, of those that are installed."""
     found = {}
-    for package in WATCHERS.values():
+    for package in dict.fromkeys(_PACKAGES.values()):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -66,44 +65,42 @@ class _Nowhere:
 
 
 class WandbGradients:
-    """What ``wandb.watch(model, log="gradients", log_freq=1)`` does at a backward pass.
+    """What ``wandb.watch(model, log="gradients", log_freq=1)`` does at a step, in an offline run of
+    which nothing is kept. Its processes work beside ours until `close`.
 
     Args:
         model: the model.
-        timed: wraps what is called for each gradient.
+        timed: wraps what is called for each gradient, and the commit of a step.
     """
 
     def __init__(
         self, model: nn.Module, timed: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
+        import wandb
         from wandb.integration.torch.wandb_torch import TorchHistory
 
-        self._run = _wandb_run()
+        self._folder = tempfile.TemporaryDirectory()
+        settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+        self._run = wandb.init(
+            mode="offline", dir=self._folder.name, project="overhead", settings=settings
+        )
         self._model = model
         self._history = TorchHistory()
         log = timed(self._history.log_tensor_stats)
         self._history.log_tensor_stats = log  # type: ignore[method-assign]
+        self._commit = timed(self._run.log)
 
     def begin(self) -> None:
         self._history.add_log_gradients_hook(self._model, log_freq=1)
 
     def end(self) -> None:
         self._history.unhook_all()
-        self._run.log({})
+        self._commit({})
 
+    def close(self) -> None:
+        """End the run and wandb's processes."""
+        import wandb
 
-@cache
-def _wandb_run() -> Any:
-    """One offline run, of which nothing is kept."""
-    import wandb
-
-    folder = tempfile.TemporaryDirectory()
-    settings = wandb.Settings(silent=True, console="off")
-    run = wandb.init(mode="offline", dir=folder.name, project="overhead", settings=settings)
-
-    def end() -> None:
-        run.finish()
-        folder.cleanup()
-
-    atexit.register(end)
-    return run
+        self._run.finish()
+        wandb.teardown()
+        self._folder.cleanup()

@@ -18,6 +18,7 @@ from densitylr.density import (
     EDGES,
     TAU,
     TINY,
+    Scratch,
     channel_slots,
     channel_weights,
     dormant,
@@ -203,10 +204,14 @@ def test_counts_are_exact_beyond_a_float32_counter() -> None:
     assert seen["histogram"].sum() == 2**24 + 3
 
 
-def test_a_tensor_with_gradient_is_read_without_a_graph() -> None:
-    a = torch.randn(1, 4, requires_grad=True)
-    with torch.no_grad():
-        assert not measure(a, torch.ones(1), torch.tensor([-1])).requires_grad
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), min_size=1, max_size=5))
+def test_memory_is_shared_by_shapes(shapes: list[tuple[int, int]]) -> None:
+    memory = torch.full((3 * 4 * 40,), math.nan)
+    scratches = {shape: Scratch(*shape, memory) for shape in shapes}
+    for seed, shape in enumerate(shapes):
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        fresh = measure(values.clone(), torch.ones(shape[0]))
+        assert torch.equal(fresh, measure(values, torch.ones(shape[0]), None, scratches[shape]))
 
 
 @given(st.lists(st.integers(0, 40), max_size=60))
