@@ -71,7 +71,8 @@ def call(
             reach the hook; other arguments do not.
         output: the tensor to be read.
     """
-    given = {str(i): value for i, value in enumerate(args)} | dict(kwargs)
+    # Written so that torch 2.7 can trace it, which knows no unions, of dictionaries or of types.
+    given = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
     if output is not None:
         given["output of the module"] = output
     tensors = {name: v.detach() for name, v in given.items() if isinstance(v, Tensor)}
@@ -91,12 +92,13 @@ def call(
 
 
 def _is_literal(value: object) -> bool:
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return all(_is_literal(v) for v in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 @torch.library.impl(_LIBRARY, "hook", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch 2.7 would compile it
 def _run(
     tensors: list[Tensor],
     names: list[str],

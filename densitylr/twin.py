@@ -51,7 +51,7 @@ def first_tensor(output: object) -> Tensor | None:
         return output if output.is_floating_point() else None
     if isinstance(output, Mapping):
         output = tuple(output.values())
-    if isinstance(output, tuple | list):
+    if isinstance(output, (tuple, list)):
         for item in output:
             found = first_tensor(item)
             if found is not None:
