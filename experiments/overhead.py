@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ from experiments.overhead_tables import (
     disturbed,
     lines,
     median_interval,
+    readme_tables,
     said,
     table,
-    verdicts,
 )
 from experiments.report import save
 
@@ -179,22 +180,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--show", type=Path, nargs="+", metavar="FILE", help="time nothing: print the table of the "
-        "first kept file, and what holds and fails in all of them"
+        "first kept file and of one with Composer, and what holds and fails in the others"
     )  # fmt: skip
     parser.add_argument(
-        "--write", type=Path, metavar="DOCUMENT", help="with --show: put the table between "
-        "<!-- cost --> and <!-- /cost --> of a Markdown document, too, the rest between "
-        "<!-- asked --> and <!-- /asked -->"
+        "--write", type=Path, metavar="DOCUMENT", help="with --show: put it into a Markdown "
+        "document, too, between <!-- cost --> and <!-- /cost -->, composer and asked"
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: its own)")
     options = parser.parse_args(arguments)
     if options.show is not None:
         shown = [json.loads(file.read_text(encoding="utf-8")) for file in options.show]
-        print(table(shown[0]), verdicts(shown), sep="\n\n")
+        tables = readme_tables(shown)
+        print(*tables.values(), sep="\n\n")
         if options.write is not None:
             document = options.write.read_text(encoding="utf-8")
-            tables = {"cost": lambda: table(shown[0]), "asked": lambda: verdicts(shown)}
-            text = fill(document, tables)
+            text = fill(document, {name: partial(str, text) for name, text in tables.items()})
             options.write.write_text(text, encoding="utf-8")
         return 0
     if options.threads is not None:

@@ -19,6 +19,7 @@ __all__ = [
     "lines",
     "median_interval",
     "probes",
+    "readme_tables",
     "said",
     "table",
     "verdicts",
@@ -142,6 +143,18 @@ def table(result: Result) -> str:
     text = tabulate(rows, head, tablefmt="github", colalign=align, disable_numparse=True)
     warning = disturbed(result["machine"])
     return f"{text}\n\nNot to be relied on: {warning}." if warning else text
+
+
+def readme_tables(results: Sequence[Result]) -> dict[str, str]:
+    """What the README shows of kept files: the costs of the first, those of one with Composer's
+    monitor in it, which has an environment of its own, and what holds in the others.
+    """
+    apart = [r for r in results if "composer" in r["cases"][PRIMARY]["arms"]]
+    usual = [r for r in results if r not in apart]
+    tables = {"cost": table(usual[0])} if usual else {}
+    if apart:
+        tables["composer"] = table(apart[0])
+    return tables | ({"asked": verdicts(usual)} if usual else {})
 
 
 def verdicts(results: Sequence[Result]) -> str:

@@ -27,6 +27,7 @@ from experiments.overhead_tables import (
     lines,
     median_interval,
     probes,
+    readme_tables,
     table,
     verdicts,
 )
@@ -145,3 +146,14 @@ def test_a_kept_file_is_shown_and_written(
     assert capsys.readouterr().out.strip() == "\n\n".join(shown)
     expected = blocks.format(*shown)
     assert document.read_text(encoding="utf-8") == expected
+
+
+def test_a_file_with_composer_is_shown_apart(kept: dict[str, Any]) -> None:
+    apart = json.loads(json.dumps(kept))
+    apart["cases"]["mnist"]["arms"]["composer"] = kept["cases"]["mnist"]["arms"]["fastai"]
+    shown = readme_tables([kept, apart])
+    usual = readme_tables([kept])
+    assert shown == usual | {"composer": table(apart)}
+    assert "Composer" in shown["composer"]
+    assert "Composer" not in shown["cost"]
+    assert readme_tables([apart]) == {"composer": table(apart)}
