@@ -14,11 +14,20 @@ from hypothesis import strategies as st
 
 from densitylr import density, find_stages
 from densitylr.density import TAU
-from experiments.gauntlet.cell import ARMS, OPTIMIZERS, Cell, good_rates, run_cell
+from experiments.gauntlet.cell import (
+    ARMS,
+    OPTIMIZERS,
+    Cell,
+    _schedule,
+    good_rates,
+    make_optimizer,
+    run_cell,
+)
 from experiments.gauntlet.conditions import HEALTHY, condition
 from experiments.gauntlet.conduct import ILL_LOSS
 from experiments.gauntlet.nets import NETS, TASKS, build
 from experiments.gauntlet.pool import read, run_cells
+from experiments.gauntlet.rivals import LAYERWISE
 from experiments.gauntlet.suites import Block, GauntletConfig, expand
 from experiments.gauntlet.tasks import LENGTH, SYMBOLS, task
 
@@ -75,6 +84,47 @@ def test_an_arm_may_have_a_threshold_of_its_own_for_near_zero() -> None:
     assert density.TAU == TAU
 
 
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_layerwise_optimizers_take_the_rates_of_a_profile(name: str) -> None:
+    """A stage at a rate of nearly zero stays where it was, and the others move."""
+    model = build("mlp_shallow", 0)
+    first = {n: p.detach().clone() for n, p in model.named_parameters()}
+    rates = {"1": 1e-30, "3": 0.01}
+    optimizer = make_optimizer(name, find_stages(model), rates, 0.0)
+    assert [g["lr"] for g in optimizer.param_groups] == [*rates.values()]
+    data = task(TASKS["mlp_shallow"])
+    torch.nn.functional.cross_entropy(model(data.train_x[:8]), data.train_y[:8]).backward()
+    optimizer.step()
+    for n, p in model.named_parameters():
+        assert torch.equal(p, first[n]) is n.startswith("1."), n
+
+
+def test_a_plateau_lowers_rates_where_losses_do_not_fall() -> None:
+    def rates(arm: str, losses: list[float]) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        what = condition("flat", ["a", "b"])
+        move = _schedule(Cell("gru", "sgd", arm=arm, steps=100), what, optimizer)
+        seen = []
+        for loss in losses:
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            move(loss)
+        return seen
+
+    level, falling = rates("plateau", [1.0] * 100), rates("plateau", [*range(100, 0, -1)])
+    assert set(falling) == {1.0}
+    assert set(level[:60]) == {1.0}  # the first of five steps and ten in which nothing is better
+    assert level[60] == pytest.approx(0.1)
+    rising, usual = rates("linear-warmup", [1.0] * 100), rates("fixed", [1.0] * 100)
+    shares = [a / b for a, b in zip(rising, usual, strict=True)]
+    assert shares == pytest.approx([min(1, (k + 1) / 10) for k in range(100)])
+
+
+def test_a_rate_that_a_plateau_sets_has_no_spike() -> None:
+    with pytest.raises(ValueError, match="plateau sets the rate itself"):
+        run_cell(dataclasses.replace(SMALL, condition="spike", arm="plateau"))
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_every_healthy_condition_trains(name: str) -> None:
     record = run_cell(dataclasses.replace(SMALL, condition=name, arm="repair"))
@@ -87,7 +137,8 @@ def test_every_network_takes_its_task(net: str) -> None:
     data = task(TASKS[net])
     loss = torch.nn.functional.cross_entropy(model(data.train_x[:2]), data.train_y[:2])
     assert math.isfinite(loss.item())
-    assert set(good_rates()[net]) == set(OPTIMIZERS)
+    known = OPTIMIZERS if net == "resnet18" else (*OPTIMIZERS, *LAYERWISE)
+    assert set(good_rates()[net]) == set(known)
     assert len(find_stages(model)) >= 2
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from densitylr import DensityLR, Stage, density, find_stages
 from densitylr.liftoff import MODES, LiftOff
@@ -29,18 +29,25 @@ from experiments.data import Dataset
 from experiments.gauntlet.ablations import ABLATIONS, Trace, ablation
 from experiments.gauntlet.conditions import SPIKE_STEPS, Condition, condition
 from experiments.gauntlet.nets import TASKS, build
-from experiments.gauntlet.rivals import RIVALS, evaluation_mode, rival
+from experiments.gauntlet.rivals import LAYERWISE, RIVALS, evaluation_mode, layerwise, rival
 from experiments.gauntlet.tasks import task
 from experiments.loop import fingerprint
 
 __all__ = ["ARMS", "OPTIMIZERS", "Cell", "run_cell"]
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop")
-ARMS = ("fixed", *MODES, "recover", *RIVALS, *ABLATIONS)
+SCHEDULES = ("plateau", "linear-warmup")
+ARMS = ("fixed", *MODES, "recover", *SCHEDULES, *RIVALS, *ABLATIONS)
 WITHOUT_SCHEDULE = ("schedule-free", "dog", "ldog")
 """Rivals that average their weights instead of letting the rate decay."""
 
 BATCH_NORM_BATCHES = 50
+WARMING_UP = 0.1
+"""Share of the steps over which a linear warm-up rises."""
+
+LOSSES = 5
+"""Steps whose mean loss ReduceLROnPlateau is given, as often as DensityLR looks."""
+
 NAMED_WITHIN = 40
 """Steps after its onset within which an illness must be named."""
 
@@ -53,9 +60,10 @@ class Cell:
 
     Attributes:
         net: a name in `NETS`.
-        optimizer: a name in `OPTIMIZERS`.
+        optimizer: a name in `OPTIMIZERS` or `LAYERWISE`.
         condition: as in `condition`.
         arm: ``fixed``; a mode of ``DensityLR``; ``recover`` (repair with ``recover=True``); a
+            schedule instead of the cosine (``plateau``) or on top of it (``linear-warmup``); a
             rival, which has no use for the optimizer; an ablation; or a mode with other constants
             than the law's own, as ``repair(healthy=0.1, every=10, tau=0.2)``.
         seed: of weights and batches.
@@ -101,7 +109,10 @@ def make_optimizer(
         return torch.optim.AdamW(groups, lr=1.0, weight_decay=decay)
     if name == "rmsprop":
         return torch.optim.RMSprop(groups, lr=1.0, weight_decay=decay)
-    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    if name in LAYERWISE:
+        return layerwise(name, groups, decay)
+    known = ", ".join((*OPTIMIZERS, *LAYERWISE))
+    raise ValueError(f"optimizer must be one of {known}, got {name!r}")
 
 
 def run_cell(cell: Cell) -> Record:
@@ -163,7 +174,7 @@ def base_rates(cell: Cell, what: Condition) -> dict[str, float]:
 
 
 def _controlled(cell: Cell, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-    if cell.arm == "fixed":
+    if cell.arm in ("fixed", *SCHEDULES):
         return optimizer
     if cell.arm == "recover":
         return DensityLR(optimizer, model, recover=True)
@@ -215,7 +226,7 @@ def train_cell(
 ) -> Record:
     """The training loop; the poisoned batch and the spike happen in here."""
     ours = optimizer if isinstance(optimizer, DensityLR) else None
-    scheduler = _schedule(cell, what, optimizer)
+    schedule = _schedule(cell, what, optimizer)
     generator = torch.Generator().manual_seed(cell.seed)
     order = torch.empty(0, dtype=torch.int64)
     named: list[list[Any]] = []
@@ -236,7 +247,7 @@ def train_cell(
         if what.clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), what.clip)
         optimizer.step()
-        scheduler.step()
+        schedule(losses[-1])
         optimizer.zero_grad()
     seen = data.train_x[: BATCH_NORM_BATCHES * cell.batch].split(cell.batch)
     with evaluation_mode(optimizer, seen):
@@ -257,15 +268,35 @@ def _names(optimizer: DensityLR) -> list[list[Any]]:
     return [[d.stage, d.kind, d.since_step] for d in optimizer.diagnose()]
 
 
-def _schedule(cell: Cell, what: Condition, optimizer: Optimizer) -> LambdaLR | CosineAnnealingLR:
+def _schedule(cell: Cell, what: Condition, optimizer: Optimizer) -> Callable[[float], None]:
+    """What sets the rates after a step, given its loss.
+
+    Raises:
+        ValueError: a spike of the rate is asked for where ReduceLROnPlateau sets it.
+    """
+    if cell.arm == "plateau":
+        if what.spike != 1.0:
+            raise ValueError(f"plateau sets the rate itself, so that it cannot be spiked: {cell}")
+        plateau, recent = ReduceLROnPlateau(optimizer), list[float]()
+
+        def look(loss: float) -> None:
+            recent.append(loss)
+            if len(recent) == LOSSES:
+                plateau.step(sum(recent) / LOSSES)
+                recent.clear()
+
+        return look
+
     def factor(step: int) -> float:
-        decay = 0.5 * (1 + math.cos(math.pi * step / cell.steps))
+        decay = 0.5 * (1 + math.cos(math.pi * step / cell.steps)) if cosine else 1.0
+        risen = min(1.0, (step + 1) / (WARMING_UP * cell.steps)) if warming_up else 1.0
         spiked = what.spike if what.onset <= step < what.onset + SPIKE_STEPS else 1.0
-        return spiked * (decay if cosine else 1.0)
+        return spiked * decay * risen
 
     cosine = cell.schedule == "cosine" and cell.arm not in WITHOUT_SCHEDULE
-
-    return LambdaLR(optimizer, factor)
+    warming_up = cell.arm == "linear-warmup"
+    scheduler = LambdaLR(optimizer, factor)
+    return lambda loss: scheduler.step()
 
 
 def _poisoned(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

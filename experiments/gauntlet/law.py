@@ -24,7 +24,8 @@ from experiments.gauntlet.committed import (
     records_of,
 )
 from experiments.gauntlet.figures import trade_off
-from experiments.gauntlet.outcomes import closed, family
+from experiments.gauntlet.outcomes import SETTING, closed, family, flat_runs, group
+from experiments.gauntlet.rival_tables import layerwise, schedules
 from experiments.gauntlet.search_tables import (
     creeps,
     lengths,
@@ -92,6 +93,31 @@ def hot() -> str:
         numbers = f"{fixed:.3f}", f"{repaired:.3f}", f"{100 * worst:+.1f}"
         rows.append([*what, str(len(pairs)), *numbers])
     return markdown(rows, ["condition", "optimizer", "runs", "fixed", "repair", "worst, points"])
+
+
+def modes() -> str:
+    """Mean accuracies of every mode where rates are wrong, everywhere or in one stage."""
+    wrong = ("all-starved", "hot")
+    records = records_of("gauntlet")
+    arms = ("fixed", "repair", "warmup", "free")
+    flat = {
+        key: np.mean([r["accuracy"] for (arm, _), r in own.items() if arm == "fixed"])
+        for key, own in flat_runs(records).items()
+    }
+    rows = []
+    for condition in dict.fromkeys(r["condition"] for r in records if family(r) in wrong):
+        whole = [
+            [flat[tuple(setting)], *(runs[arm, seed]["accuracy"] for arm in arms)]
+            for (*setting, _), runs in group(
+                (r for r in records if r["condition"] == condition), *SETTING, "condition"
+            ).items()
+            for seed in {seed for _, seed in runs}
+            if all((arm, seed) in runs for arm in arms)
+        ]
+        if whole:
+            means = [f"{mean:.3f}" for mean in np.mean(whole, 0)]
+            rows.append([condition, str(len(whole)), *means])
+    return markdown(rows, ["condition", "runs", "good flat rate", *arms])
 
 
 def sensitivity() -> str:
@@ -185,8 +211,8 @@ README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
     for f in (
-        *(verdict, starved, hot, sensitivity, leaps, corrections, estimator, ablations),
-        *(search, ranks, rules, signals, pulls, creeps, lengths),
+        *(verdict, starved, hot, modes, sensitivity, leaps, corrections, estimator, ablations),
+        *(layerwise, schedules, search, ranks, rules, signals, pulls, creeps, lengths),
     )
 }
 

@@ -1,4 +1,6 @@
-"""Rivals that find the learning rate of a whole model by themselves, as their authors advise."""
+"""Rivals that find the learning rate of a whole model by themselves, as their authors advise;
+and those that take rates by layer and normalise each layer's step.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["RIVALS", "evaluation_mode", "rival"]
+__all__ = ["LAYERWISE", "RIVALS", "evaluation_mode", "layerwise", "rival"]
 
 _SOURCES = {
     "prodigy": ("prodigyopt", "Prodigy"),
@@ -23,6 +25,7 @@ _SOURCES = {
     "ldog": ("dog", "LDoG"),
 }
 RIVALS = tuple(_SOURCES)
+LAYERWISE = ("lars", "lamb")
 
 _models: WeakKeyDictionary[Optimizer, ref[nn.Module]] = WeakKeyDictionary()
 _averagers: WeakKeyDictionary[Optimizer, Any] = WeakKeyDictionary()
@@ -53,13 +56,7 @@ def rival(name: str, model: nn.Module) -> Optimizer:
     if name not in _SOURCES:
         raise ValueError(f"a rival is one of {', '.join(RIVALS)}, got {name!r}")
     package, kind = _SOURCES[name]
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"the rival {name!r} needs the package {package!r}, which is not installed: "
-            "pip install 'densitylr[rivals]'"
-        ) from error
+    module = _package(name, package)
     options = {}
     if package == "dog":
         batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
@@ -74,6 +71,38 @@ def rival(name: str, model: nn.Module) -> Optimizer:
         optimizer.train()
     _models[optimizer] = ref(model)
     return optimizer
+
+
+def layerwise(name: str, groups: list[dict[str, Any]], weight_decay: float = 0.0) -> Optimizer:
+    """An optimizer that scales each weight's step by the weight's own norm.
+
+    ``lars``: Y. You, I. Gitman and B. Ginsburg, "Large Batch Training of Convolutional Networks"
+    (2017); as pytorch_optimizer has it biases and gains, which are no matrices, go by the plain
+    rate. ``lamb``: Y. You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76
+    minutes" (2020). Both at their defaults but for rates and decay.
+
+    Args:
+        name: one of `LAYERWISE`.
+        groups: parameter groups, each with its ``lr``.
+        weight_decay: of all groups.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    module = _package(name, "pytorch_optimizer")
+    kind = {"lars": module.LARS, "lamb": module.Lamb}[name]
+    optimizer: Optimizer = kind(groups, weight_decay=weight_decay)
+    return optimizer
+
+
+def _package(name: str, package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"the rival {name!r} needs the package {package!r}, which is not installed: "
+            "pip install 'densitylr[rivals]'"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from densitylr import find_stages
 from experiments.gauntlet.cell import ARMS, OPTIMIZERS, Cell, parse_arm
 from experiments.gauntlet.conditions import condition
 from experiments.gauntlet.nets import NETS, build
+from experiments.gauntlet.rivals import LAYERWISE
 
 __all__ = ["Block", "GauntletConfig", "expand", "register"]
 
@@ -80,7 +81,7 @@ def _spread(text: str) -> list[str]:
 def _check(name: str, block: Block) -> None:
     known = {
         "nets": tuple(NETS),
-        "optimizers": OPTIMIZERS,
+        "optimizers": (*OPTIMIZERS, *LAYERWISE),
     }
     for key, choices in known.items():
         for value in getattr(block, key):

@@ -100,7 +100,11 @@ def _silent(kind: str, runs: list[Quiet]) -> Judgement:
     demand = f"{kind}: no action, bit for bit, and no alarm"
     loud = [q for q in runs if not q.silent]
     paired = sum(q.paired for q in runs)
-    evidence = f"{len(runs) - len(loud)} of {len(runs)} runs, {paired} with a fixed run beside them"
+    acted = sum(q.acted or q.changed for q in runs)
+    evidence = (
+        f"{len(runs) - len(loud)} of {len(runs)} runs, {paired} with a fixed run beside them; "
+        f"action in {acted}, an alarm in {sum(q.alarmed for q in runs)}"
+    )
     holds = None if not runs else False if loud else True if paired else None
     return Judgement(demand, holds, evidence if runs else "", [f"    {q}" for q in loud])
 
