@@ -28,12 +28,15 @@ from experiments.arms import build_model, build_optimizer, profile_rates
 from experiments.config import ModelConfig, OptimizerConfig, ProfileConfig
 from experiments.gauntlet.nets import _GPT, mlp_deep, vit
 from experiments.gauntlet.tasks import LENGTH, PIXELS, SYMBOLS
-from experiments.overhead_rivals import WATCHERS, WandbGradients, forward_hooks, installed
+from experiments.overhead_rivals import WATCHERS, WandbGradients, forward_hook, installed
 
 __all__ = ["CASES", "EVERY_ARM", "Case", "Times", "time_case", "watched"]
 
 NEVER = 10**9
-EVERY_ARM = ("bare", "repair", "twins", "recover", "floor", *WATCHERS[:-1])
+EVERY_ARM = (
+    *("bare", "repair", "twins", "recover", "floor"),
+    *(name for name in WATCHERS if name != "wandb"),
+)
 """All but wandb's, whose processes would disturb the others."""
 
 Times = dict[str, dict[str, list[float]]]
@@ -212,7 +215,7 @@ def _arms(case: Case, device: torch.device, names: Sequence[str]) -> Iterator[_A
             watch = WandbGradients(model, partial(clock.timed, "hooks"))
             yield _Arm(name, model, optimizer, clock, watch.begin, watch.end, watch.close)
         else:
-            hooks = forward_hooks(name, model, layers)
+            hooks = [forward_hook(name, model)] * len(layers)
             yield _hooked(name, model, optimizer, _Clock(device), hooks)
 
 

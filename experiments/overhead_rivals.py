@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-__all__ = ["WATCHERS", "WandbGradients", "forward_hooks", "installed", "versions"]
+__all__ = ["WATCHERS", "WandbGradients", "forward_hook", "installed", "versions"]
 
-WATCHERS = ("fastai", "fastai-cpu", "composer", "wandb")
 _PACKAGES = {"fastai": "fastai", "fastai-cpu": "fastai", "composer": "mosaicml", "wandb": "wandb"}
+WATCHERS = tuple(_PACKAGES)
 
 
 def installed(name: str) -> bool:
@@ -33,10 +33,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def forward_hooks(
-    name: str, model: nn.Module, layers: Sequence[nn.Module]
-) -> list[Callable[..., Any]]:
-    """What an arm registers on each layer: fastai's ``ActivationStats(with_hist=True)``, on the
+def forward_hook(name: str, model: nn.Module) -> Callable[..., Any]:
+    """What an arm registers on a layer: fastai's ``ActivationStats(with_hist=True)``, on the
     layer's device or the CPU, or Composer's ``ActivationMonitor``, without its logger.
     """
     if name == "composer":
@@ -46,13 +44,12 @@ def forward_hooks(
             warnings.simplefilter("ignore")  # of an interval below ten batches
             monitor = ActivationMonitor(interval="1ba")
         monitor.create_module_names(model)
-        return [partial(monitor.forward_hook, _Nowhere(), 0)] * len(layers)
+        return partial(monitor.forward_hook, _Nowhere(), 0)
     from fastai.callback.hook import ActivationStats, Hook
 
     cpu = name == "fastai-cpu"
     stats = ActivationStats(with_hist=True, cpu=cpu)
-    hook = Hook(nn.Identity(), stats.hook, stats.is_forward, stats.detach, cpu).hook_fn
-    return [hook] * len(layers)
+    return Hook(nn.Identity(), stats.hook, stats.is_forward, stats.detach, cpu).hook_fn
 
 
 class _Nowhere:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,36 +16,26 @@ __all__ = ["layerwise", "schedules"]
 def schedules() -> str:
     """Mean accuracies over the networks and optimizers, on the same rates."""
     arms = ("fixed", *SCHEDULES, "repair")
-    rows = []
-    for (condition,), runs in by_cell(_records(), lambda r: (r["condition"],)).items():
-        whole = [[run[arm] for arm in arms] for run in runs if {*arms} <= {*run}]
-        if whole:
-            means = [f"{mean:.3f}" for mean in np.mean(whole, 0)]
-            rows.append([condition, str(len(whole)), *means])
-    head = ["fixed", "ReduceLROnPlateau", "linear warm-up", "repair"]
-    return markdown(rows, ["condition", "runs", *head])
+    return _means(_records(), arms, ["fixed", "ReduceLROnPlateau", "linear warm-up", "repair"])
 
 
 def layerwise() -> str:
     """Mean accuracies over the networks, each optimizer at the same factors on its good rate."""
-    columns = [
-        *((name, "fixed") for name in LAYERWISE),
-        *itertools.product(("sgd", "adamw"), ("fixed", "repair")),
-    ]
-    found: dict[str, dict[tuple[str, int], dict[tuple[str, str], float]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for r in _records():
-        if r["steps"] == 150:
-            what = (r["optimizer"], r["arm"])
-            found[r["condition"]][r["net"], r["seed"]][what] = r["accuracy"]
+    found = [r | {"optimizer": "", "arm": f"{r['optimizer']} {r['arm']}"} for r in _records()]
+    arms = [f"{name} fixed" for name in LAYERWISE]
+    arms += [f"{name} {arm}" for name in ("sgd", "adamw") for arm in ("fixed", "repair")]
+    head = ["LARS", "LAMB", "SGD", "SGD, repair", "AdamW", "AdamW, repair"]
+    return _means(found, arms, head)
+
+
+def _means(records: Sequence[Record], arms: Sequence[str], head: Sequence[str]) -> str:
+    """By condition, over the cells that all of these arms have."""
     rows = []
-    for condition, runs in sorted(found.items()):
-        whole = [[run[c] for c in columns] for run in runs.values() if {*columns} <= {*run}]
+    for (condition,), runs in by_cell(records, lambda r: (r["condition"],)).items():
+        whole = [[run[arm] for arm in arms] for run in runs if {*arms} <= {*run}]
         if whole:
             means = [f"{mean:.3f}" for mean in np.mean(whole, 0)]
             rows.append([condition, str(len(whole)), *means])
-    head = ["LARS", "LAMB", "SGD", "SGD, repair", "AdamW", "AdamW, repair"]
     return markdown(rows, ["condition", "runs", *head])
 
 

@@ -37,11 +37,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/gauntlet/tune.jsonl"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    cells = {
-        (net, optimizer, rate): [Cell(net, optimizer, seed=s, rate=rate) for s in SEEDS]
+    tuned = [
+        (net, optimizer)
         for net in NETS
         for optimizer in GRIDS
         if net != "resnet18" or optimizer in OPTIMIZERS  # ten times as dear as the others
+    ]
+    cells = {
+        (net, optimizer, rate): [Cell(net, optimizer, seed=s, rate=rate) for s in SEEDS]
+        for net, optimizer in tuned
         for rate in grid(optimizer)
     }
     records = run_cells(
@@ -55,9 +59,9 @@ def main() -> None:
         own = best.setdefault(net, {})
         if mean < own.get(f"{optimizer}-loss", math.inf):
             own[optimizer], own[f"{optimizer}-loss"] = rate, mean
-    rates = {
-        n: {o: own[o] for o in GRIDS if (n, o, grid(o)[0]) in cells} for n, own in best.items()
-    }
+    rates: dict[str, dict[str, float]] = {}
+    for net, optimizer in tuned:
+        rates.setdefault(net, {})[optimizer] = best[net][optimizer]
     target = Path(__file__).with_name("good_rates.json")
     target.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 
