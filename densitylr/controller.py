@@ -52,12 +52,13 @@ class DensityLR(Stepping):
         model: the model, before training; of a compiled model, make ``DensityLR`` before it is
             first called.
         mode: ``"repair"`` (default) raises the rate of stages that stay untrained, up to the
-            largest rate of any group, and never acts where all rates are equal. ``"warmup"``
-            starts at 1e-4 of the rates and finds, for each stage, the rate at which it comes
-            alive, up to the same cap. ``"free"`` does so without a cap, and goes on raising all
-            rates together while gradients pull the weights away from where they began, for up to
-            100 steps. At a raise of ``"repair"`` the momentum buffers of the stage (SGD's and
-            RMSprop's) are divided by its factor, so that it acts on the gradients to come.
+            largest rate of any group, or less where that shows itself to be too high, and never
+            acts where all rates are equal. ``"warmup"`` starts at 1e-4 of the rates and finds,
+            for each stage, the rate at which it comes alive, up to the largest rate of any group.
+            ``"free"`` does so without a cap, and goes on raising all rates together while
+            gradients pull the weights away from where they began, for up to 100 steps. At a raise
+            of ``"repair"`` the momentum buffers of the stage (SGD's and RMSprop's) are divided by
+            its factor, so that it acts on the gradients to come.
         stages: the user's own stages, as in `find_stages`.
         every: optimizer steps from one probe to the next: half of that (rounded down) during
             the first 20 steps; more, up to ten times as many, where nothing has been decided

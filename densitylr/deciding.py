@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from densitylr.cadence import Cadence
 from densitylr.gradients import without_gradient
+from densitylr.heat import NEAR
 from densitylr.history import History
 from densitylr.momentum import correct_momentum
 from densitylr.monitor import DensityMonitor
@@ -255,6 +256,8 @@ class Decider:
             room = [n for n in free if not self._repairs or 0 < rates[n] < ceiling]
             # With no room anywhere one twin, of the layer that moves first, tells slow from still.
             kept = {*(room or free[-1:]), *untrainable(self.rates.stages)}  # they may thaw
+            if self._repairs and room:  # whether the largest rate can be trusted
+                kept |= {n for n in free if math.isclose(rates[n], ceiling, rel_tol=NEAR)}
             for name in self.rates.stages.keys() - kept:
                 self.monitor.let_twin_go(name)
             if self.pull is not None and self._repairs:
@@ -264,7 +267,7 @@ class Decider:
 
     def _let_lifted_twins_go(self) -> None:
         for name, stage in self.law.stages.items():
-            if stage.lifted:
+            if stage.lifted and not (self._repairs and stage.heeded):
                 self.monitor.let_twin_go(name)
 
     def _say(self, decision: Decision) -> None:

@@ -166,14 +166,14 @@ def _dead(history: History, stage: str) -> Diagnosis | None:
 
 
 def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | None:
-    raises = [d for d in history.decisions if d.stage == stage and d.kind == "raise"]
-    if not raises or max(d.scale for d in raises) <= STARVED:
+    changes = [d for d in history.decisions if d.stage == stage and d.kind in ("raise", "lower")]
+    if max((d.scale for d in changes), default=1.0) <= STARVED:
         return None
-    first, last = raises[0], raises[-1]
+    first, last = changes[0], changes[-1]
     lifted = [d for d in history.decisions if d.stage == stage and d.kind == "lift-off"]
     moved = history.series(stage, "displacement")[history.steps < first.step]
     evidence = f"{first.reason.split('; rate ')[0]} at rate {first.rate_before:.1e}"
-    times = "1 decision" if len(raises) == 1 else f"{len(raises)} decisions"
+    times = "1 decision" if len(changes) == 1 else f"{len(changes)} decisions"
     change = f"rate ×{last.scale:.4g} to {last.rate:.1e} in {times}"
     if observe_only:
         action = f"only observed; it would have been {change}"

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from densitylr.creep import Limits, creeping
+from densitylr.heat import heat_at, heated, trusted
 from densitylr.policy import LawState, StageState
 from densitylr.records import Decision, Reading, StageReading
-from densitylr.search import agreed, reached
+from densitylr.search import reached, together, visible
 
 __all__ = ["MODES", "LiftOff"]
 
@@ -43,6 +44,12 @@ class LiftOff:
     over ``haste`` steps or the few more until a probe. Where it is above ``pull``, in the stage and
     in the mean of all that have room, the stage is raised by ``growth``, until ``follow`` steps
     after lift-off, its first ``settle`` steps apart. With one flat rate ``repair`` never acts.
+
+    Whether the largest rate can be trusted shows in the stages that have it: in how far the RMS of
+    their outputs comes from its untrained value in their first ``heed`` steps, their *heat*,
+    ``|ln(rms / untrained rms)|``, see `densitylr.heat`. Where that is above ``calm``, other stages
+    may have the largest rate divided by ``exp(steep * (heat - calm))`` and no more; what was raised
+    above that is taken back.
 
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
@@ -79,6 +86,9 @@ class LiftOff:
         pace, haste: steps over which the cosine is averaged, in ``free`` and in ``repair``.
         follow: steps after lift-off in which rates may be raised for it.
         settle: steps of a stage before its cosine counts, in ``repair``.
+        calm: heat up to which ``repair`` trusts the largest rate.
+        steep: by how much a rate is taken to be too high, per heat above that.
+        heed: steps of a stage in which its heat is taken.
         momentum: of the optimizer, where it begins with an empty buffer.
         memory: of the optimizer's average of squared gradients, where that begins at zero and is
             not corrected for it.
@@ -106,20 +116,23 @@ class LiftOff:
     follow: int = 100
     settle: int = 2
     momentum: float = 0.0
+    calm: float = 1.0
+    steep: float = 1.5
+    heed: int = 4
     memory: float = 0.0
     nesterov: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        positive = ("healthy", "patience", "delta", "start", "speed", "visible", "reach")
-        for name in (*positive, "pace", "haste"):
+        positive = ("healthy", "patience", "delta", "start", "speed", "visible")
+        for name in (*positive, "reach", "calm", "steep", "pace", "haste"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("growth", "leap", "creep"):
             if not getattr(self, name) > 1:
                 raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
-        for name in ("follow", "settle"):
+        for name in ("follow", "settle", "heed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         if not 0 < self.shrink <= 1:
@@ -141,10 +154,15 @@ class LiftOff:
     def decide(
         self, state: LawState, reading: Reading, rates: Mapping[str, float], ceiling: float
     ) -> tuple[LawState, list[Decision]]:
-        caps = {name: self._cap(rates.get(name, 0.0), ceiling) for name in state.stages}
         before = {
-            n: self._later(s, reading.step, rates.get(n, 0.0)) for n, s in state.stages.items()
+            n: heated(self._later(s, reading.step, rates.get(n, 0.0)), reading.stages[n], self.heed)
+            for n, s in state.stages.items()
         }
+        given = {name: self._cap(rates.get(name, 0.0), ceiling) for name in before}
+        repairs = self.mode == "repair"
+        heat = heat_at(ceiling, before, rates) if repairs else None
+        trust = trusted(heat, self.calm, self.steep)
+        caps = {name: max(1.0, cap * trust.share) for name, cap in given.items()}
         after, why = dict(before), {}
         for name, stage in before.items():
             own, seen = rates.get(name, 0.0), reading.stages[name]
@@ -153,7 +171,9 @@ class LiftOff:
             elif stage.scale > caps[name] * (1 + ROUNDING):
                 after[name] = dataclasses.replace(stage, scale=caps[name])
         if any(stage.alone is not None for stage in after.values()):
-            self._together(before, after, reading, rates, why)
+            follow, least = self.mode == "free", self.visible
+            met = together(before, after, reading, rates, why, least=least, follow=follow)
+            after, why = after | met.stages, why | met.why
         free = self.mode == "free"
         factor, pace = (self.creep, self.pace) if free else (self.growth, self.haste)
         limits = Limits(self.pull, factor, pace, self.follow)
@@ -168,11 +188,17 @@ class LiftOff:
             after[name] = new = dataclasses.replace(
                 new, scale=scale, rate=own * scale, following=following
             )
-            taken_back = self.mode == "repair" and scale < old.scale
-            why[name] = (not taken_back and why.get(name)) or "your rates have changed"
+            if repairs and scale < old.scale <= given[name] * (1 + ROUNDING):
+                why[name] = trust.why
+            elif (repairs and scale < old.scale) or not why.get(name):
+                why[name] = "your rates have changed"
             lifted = new.lifted and not old.lifted
-            if scale != old.scale or (lifted and not (self.mode == "repair" and scale == 1.0)):
-                decisions.append(self._say(name, old, new, reading, caps[name], why[name]))
+            if scale != old.scale or (lifted and not (repairs and scale == 1.0)):
+                most = ""
+                if scale == caps[name]:
+                    most = "the largest it may have" if free else "the largest you gave"
+                    most = most if scale == given[name] else "as high as your largest is trusted"
+                decisions.append(self._say(name, old, new, reading, most, why[name]))
         return LawState(after), decisions
 
     def _cap(self, own: float, ceiling: float) -> float:
@@ -204,7 +230,7 @@ class LiftOff:
             return stage, ""  # nothing has been spent yet, or it is the small rest of the data
         moved = max(stage.most, seen.displacement)
         lifted = moved >= self.delta
-        if not self._visible(moved, seen):
+        if not visible(moved, seen, self.visible):
             factor = 1.0 if lifted else min(self.leap, self.delta / max(moved, 1e-9))
             why = f"moved {moved:.2%}, too little to go by"
         else:
@@ -239,49 +265,8 @@ class LiftOff:
         scale = min(stage.scale * factor, cap)
         return dataclasses.replace(new, scale=scale), f"expected to have moved {expected:.1%}"
 
-    def _visible(self, moved: float, seen: StageReading) -> bool:
-        return moved >= max(self.visible, 2 / math.sqrt(max(1.0, seen.count * seen.untrained)))
-
-    def _together(
-        self,
-        before: Mapping[str, StageState],
-        stages: dict[str, StageState],
-        reading: Reading,
-        rates: Mapping[str, float],
-        why: dict[str, str],
-    ) -> None:
-        """Let the stages meet half-way; once all have lifted off, the search is over."""
-        alone, near_zero, heard = {}, {}, set()
-        for name, stage in stages.items():
-            own, seen = rates.get(name, 0.0), reading.stages[name]
-            begun = stage.first is not None and stage.step > stage.first
-            read = stage.lifted or (begun and math.isfinite(seen.displacement))
-            if own > 0 and read and not seen.zero_gradient:
-                alone[name] = own * (stage.scale if stage.alone is None else stage.alone)
-                near_zero[name] = stage.near_zero or seen.count * seen.untrained
-                if stage.lifted or self._visible(stage.most, seen):
-                    heard.add(name)
-        if not alone:
-            return
-        judged = any(why.values())
-        found = agreed(alone, near_zero, heard, {name for name in alone if before[name].lifted})
-        over = all(stages[name].lifted for name in alone.keys() - found.followers)
-        for name, rate in found.rates.items():
-            stage = stages[name]
-            if stage.alone is None:
-                continue  # its search was over before
-            if judged:
-                why[name] = found.why(name, alone[name], why.get(name, ""))
-                stage = dataclasses.replace(stage, scale=stage.alone * (rate / alone[name]))
-            lifted = over or (stage.lifted and name not in found.followers)
-            stage = dataclasses.replace(stage, lifted=lifted, alone=None if over else stage.alone)
-            if over and self.mode == "free":
-                now, first = reading.step, not any(s.over is not None for s in before.values())
-                stage = dataclasses.replace(stage, over=now, judged=now, following=first)
-            stages[name] = stage
-
     def _say(
-        self, name: str, old: StageState, new: StageState, reading: Reading, cap: float, why: str
+        self, name: str, old: StageState, new: StageState, reading: Reading, most: str, why: str
     ) -> Decision:
         seen = reading.stages[name]
         if new.lifted and not old.lifted:
@@ -291,8 +276,8 @@ class LiftOff:
         change = f"rate {old.rate:.1e} → {new.rate:.1e}"
         if new.scale == old.scale:
             change = f"rate stays {new.rate:.1e}, {new.scale:.4g} times yours"
-        elif new.scale == cap:
-            change += f" (the largest {'it may have' if self.mode == 'free' else 'you gave'})"
+        elif most:
+            change += f" ({most})"
         density = f"near-zero density {seen.near_zero:.3f}, untrained {seen.untrained:.3f}, "
         if not math.isfinite(seen.displacement):
             density = "not read "

@@ -42,6 +42,9 @@ class StageState:
         following: its rate may be raised for its pull, so that is looked at.
         pulled: sum of the pull over the steps since the last time that was judged.
         judged: the step of that, or the first from which it counts.
+        heat: how far the scale of its outputs came in its first steps, see `densitylr.heat`; None
+            before it was seen.
+        heeded: these steps are not over.
     """
 
     scale: float
@@ -58,6 +61,8 @@ class StageState:
     following: bool = False
     pulled: float = 0.0
     judged: int = 0
+    heat: float | None = None
+    heeded: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-__all__ = ["Agreement", "agreed", "reached"]
+from densitylr.policy import StageState
+from densitylr.records import Reading, StageReading
+
+__all__ = ["Agreement", "Met", "agreed", "reached", "together", "visible"]
 
 ENOUGH = 0.25
 """Share of the most near-zero outputs of any stage, from which on a stage can judge itself."""
@@ -93,3 +97,68 @@ def agreed(
     middle = math.sqrt(ranked[(len(ranked) - 1) // 2] * ranked[len(ranked) // 2])
     met = {name: math.sqrt(rate * middle) for name, rate in asked.items()}
     return Agreement({name: met.get(name, middle) for name in alone}, middle, followers)
+
+
+def visible(moved: float, seen: StageReading, least: float) -> bool:
+    """Whether a displacement is above ``least`` and its sampling noise, and says how much."""
+    return moved >= max(least, 2 / math.sqrt(max(1.0, seen.count * seen.untrained)))
+
+
+class Met(NamedTuple):
+    """The stages as they go on, and why those that were judged have the rate that they have."""
+
+    stages: dict[str, StageState]
+    why: dict[str, str]
+
+
+def together(
+    before: Mapping[str, StageState],
+    after: Mapping[str, StageState],
+    reading: Reading,
+    rates: Mapping[str, float],
+    why: Mapping[str, str],
+    *,
+    least: float,
+    follow: bool,
+) -> Met:
+    """Let the stages meet half-way; once all have lifted off, the search is over.
+
+    Args:
+        before: the stages as they were until this reading.
+        after: the same with the scales they ask for by themselves.
+        reading: of all stages.
+        rates: the user's own rate of each stage.
+        why: of the stages that were judged at this reading, what they have to say.
+        least: of a displacement that is `visible`.
+        follow: gradients may call for more once the search is over.
+    """
+    alone, near_zero, heard = {}, {}, set()
+    for name, stage in after.items():
+        own, seen = rates.get(name, 0.0), reading.stages[name]
+        begun = stage.first is not None and stage.step > stage.first
+        read = stage.lifted or (begun and math.isfinite(seen.displacement))
+        if own > 0 and read and not seen.zero_gradient:
+            alone[name] = own * (stage.scale if stage.alone is None else stage.alone)
+            near_zero[name] = stage.near_zero or seen.count * seen.untrained
+            if stage.lifted or visible(stage.most, seen, least):
+                heard.add(name)
+    met = Met({}, {})
+    if not alone:
+        return met
+    judged = any(why.values())
+    found = agreed(alone, near_zero, heard, {name for name in alone if before[name].lifted})
+    over = all(after[name].lifted for name in alone.keys() - found.followers)
+    for name, rate in found.rates.items():
+        stage = after[name]
+        if stage.alone is None:
+            continue  # its search was over before
+        if judged:
+            met.why[name] = found.why(name, alone[name], why.get(name, ""))
+            stage = dataclasses.replace(stage, scale=stage.alone * (rate / alone[name]))
+        lifted = over or (stage.lifted and name not in found.followers)
+        stage = dataclasses.replace(stage, lifted=lifted, alone=None if over else stage.alone)
+        if over and follow:
+            now, first = reading.step, not any(s.over is not None for s in before.values())
+            stage = dataclasses.replace(stage, over=now, judged=now, following=first)
+        met.stages[name] = stage
+    return met

@@ -211,7 +211,7 @@ def test_state_goes_through_json(
         {"mode": "fast"},
         *[
             {n: v}
-            for n in ("healthy", "delta", "patience", "start", "speed", "visible")
+            for n in ("healthy", "delta", "patience", "start", "speed", "visible", "calm", "steep")
             for v in (0, -1)
         ],
         *[{n: v} for n in ("growth", "leap") for v in (1, 0.5)],

@@ -1,0 +1,80 @@
+"""How far the largest rate can be trusted, up to which a repair raises the others. Pure, no torch.
+
+Rates that differ tell which stages lag behind, not whether the largest of them is a good one. That
+shows in the stages which have it, and at once: at a good rate the RMS of their outputs mostly stays
+within a factor of two of what the untrained weights give in the first steps, at one that is a
+hundred times too high it is soon dozens of times that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from densitylr.policy import StageState
+from densitylr.records import StageReading
+
+__all__ = ["Trust", "heat_at", "heated", "trusted"]
+
+NEAR = 1e-6
+"""Two rates are the same that differ by what a schedule's rounding does."""
+
+
+class Trust(NamedTuple):
+    """How far the largest rate is trusted.
+
+    Attributes:
+        heat: `heat_at` that rate.
+        share: of it, up to which other stages may be raised.
+    """
+
+    heat: float | None
+    share: float
+
+    @property
+    def why(self) -> str:
+        """Why less than the largest rate is as high as a stage may go."""
+        if self.heat is None or math.isinf(self.heat):
+            return "outputs at your largest rate are not finite"
+        return f"outputs at your largest rate have changed {math.exp(self.heat):.3g}-fold in scale"
+
+
+def heated(stage: StageState, seen: StageReading, heed: int) -> StageState:
+    """The stage with how far the scale of its outputs has come.
+
+    Args:
+        stage: as it is at this reading.
+        seen: its statistics.
+        heed: steps from the stage's first one in which its outputs tell of its rate, or more until
+            it is first read; later they grow in good health, too.
+    """
+    steps = 0 if stage.first is None else stage.step - stage.first
+    stage = dataclasses.replace(stage, heeded=steps < heed)
+    if steps <= 0 or (steps > heed and stage.heat is not None):
+        return stage
+    if seen.nonfinite:
+        return dataclasses.replace(stage, heat=math.inf)
+    if not (seen.rms > 0 and seen.rms0 > 0):
+        return stage  # unread, or it starts from zeros
+    return dataclasses.replace(
+        stage, heat=max(stage.heat or 0.0, abs(math.log(seen.rms / seen.rms0)))
+    )
+
+
+def heat_at(
+    rate: float, stages: Mapping[str, StageState], rates: Mapping[str, float]
+) -> float | None:
+    """How far the scale of outputs has come at a rate: mean over the stages that have it of the
+    largest ``|ln(rms / untrained rms)|`` so far; None where none has been seen.
+    """
+    there = (s for n, s in stages.items() if math.isclose(rates.get(n, 0.0), rate, rel_tol=NEAR))
+    seen = (stage.heat for stage in there)
+    heats = [heat for heat in seen if heat is not None]
+    return sum(heats) / len(heats) if heats else None
+
+
+def trusted(heat: float | None, calm: float, steep: float) -> Trust:
+    """All of a rate up to a heat of ``calm``; above, ``exp(-steep * (heat - calm))`` of it."""
+    return Trust(heat, 1.0 if heat is None else math.exp(-steep * max(0.0, heat - calm)))
