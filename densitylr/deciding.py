@@ -16,11 +16,10 @@ from torch.optim import Optimizer
 
 from densitylr.cadence import Cadence
 from densitylr.gradients import without_gradient
-from densitylr.heat import NEAR
 from densitylr.history import History
 from densitylr.momentum import correct_momentum
 from densitylr.monitor import DensityMonitor
-from densitylr.policy import LawState, Policy
+from densitylr.policy import ROUNDING, LawState, Policy
 from densitylr.pull import Pull
 from densitylr.rates import StageRates
 from densitylr.records import Decision
@@ -257,7 +256,7 @@ class Decider:
             # With no room anywhere one twin, of the layer that moves first, tells slow from still.
             kept = {*(room or free[-1:]), *untrainable(self.rates.stages)}  # they may thaw
             if self._repairs and room:  # whether the largest rate can be trusted
-                kept |= {n for n in free if math.isclose(rates[n], ceiling, rel_tol=NEAR)}
+                kept |= {n for n in free if math.isclose(rates[n], ceiling, rel_tol=ROUNDING)}
             for name in self.rates.stages.keys() - kept:
                 self.monitor.let_twin_go(name)
             if self.pull is not None and self._repairs:

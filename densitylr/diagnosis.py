@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from densitylr.heat import DOUBT
 from densitylr.history import History
 from densitylr.liftoff import LiftOff
 from densitylr.motion import has_moved, levels
@@ -166,10 +167,13 @@ def _dead(history: History, stage: str) -> Diagnosis | None:
 
 
 def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | None:
-    changes = [d for d in history.decisions if d.stage == stage and d.kind in ("raise", "lower")]
+    own = [d for d in history.decisions if d.stage == stage and d.kind != "recover"]
+    changes = [d for d in own if d.scale != d.scale_before]
     if max((d.scale for d in changes), default=1.0) <= STARVED:
         return None
     first, last = changes[0], changes[-1]
+    if last.scale <= STARVED and DOUBT in last.reason:
+        return None  # it was raised only towards a rate that is too high
     lifted = [d for d in history.decisions if d.stage == stage and d.kind == "lift-off"]
     moved = history.series(stage, "displacement")[history.steps < first.step]
     evidence = f"{first.reason.split('; rate ')[0]} at rate {first.rate_before:.1e}"

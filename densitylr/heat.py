@@ -13,13 +13,16 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from densitylr.policy import StageState
+from densitylr.policy import ROUNDING, StageState
 from densitylr.records import StageReading
 
-__all__ = ["Trust", "heat_at", "heated", "trusted"]
+__all__ = ["DOUBT", "Trust", "heat_at", "heated", "trusted"]
 
-NEAR = 1e-6
-"""Two rates are the same that differ by what a schedule's rounding does."""
+LATE = 3
+"""So many times the steps that are heeded a stage's first reading may be late, and still tells."""
+
+DOUBT = "outputs at your largest rate have changed"
+"""How the reason begins for which a rate is taken back."""
 
 
 class Trust(NamedTuple):
@@ -36,9 +39,7 @@ class Trust(NamedTuple):
     @property
     def why(self) -> str:
         """Why less than the largest rate is as high as a stage may go."""
-        if self.heat is None or math.isinf(self.heat):
-            return "outputs at your largest rate are not finite"
-        return f"outputs at your largest rate have changed {math.exp(self.heat):.3g}-fold in scale"
+        return f"{DOUBT} {math.exp(self.heat or 0.0):.3g}-fold in scale"
 
 
 def heated(stage: StageState, seen: StageReading, heed: int) -> StageState:
@@ -47,20 +48,17 @@ def heated(stage: StageState, seen: StageReading, heed: int) -> StageState:
     Args:
         stage: as it is at this reading.
         seen: its statistics.
-        heed: steps from the stage's first one in which its outputs tell of its rate, or more until
-            it is first read; later they grow in good health, too.
+        heed: steps from the stage's first one in which its outputs tell of its rate, or up to
+            `LATE` times as many until it is first read; later they grow in good health, too.
     """
     steps = 0 if stage.first is None else stage.step - stage.first
     stage = dataclasses.replace(stage, heeded=steps < heed)
-    if steps <= 0 or (steps > heed and stage.heat is not None):
-        return stage
-    if seen.nonfinite:
-        return dataclasses.replace(stage, heat=math.inf)
-    if not (seen.rms > 0 and seen.rms0 > 0):
+    over = steps > (heed if stage.heat is not None else LATE * heed)
+    scales = seen.rms, seen.rms0
+    if steps <= 0 or over or not all(0 < scale < math.inf for scale in scales):
         return stage  # unread, or it starts from zeros
-    return dataclasses.replace(
-        stage, heat=max(stage.heat or 0.0, abs(math.log(seen.rms / seen.rms0)))
-    )
+    heat = abs(math.log(seen.rms / seen.rms0))
+    return dataclasses.replace(stage, heat=max(stage.heat or 0.0, heat))
 
 
 def heat_at(
@@ -69,7 +67,9 @@ def heat_at(
     """How far the scale of outputs has come at a rate: mean over the stages that have it of the
     largest ``|ln(rms / untrained rms)|`` so far; None where none has been seen.
     """
-    there = (s for n, s in stages.items() if math.isclose(rates.get(n, 0.0), rate, rel_tol=NEAR))
+    there = (
+        s for n, s in stages.items() if math.isclose(rates.get(n, 0.0), rate, rel_tol=ROUNDING)
+    )
     seen = (stage.heat for stage in there)
     heats = [heat for heat in seen if heat is not None]
     return sum(heats) / len(heats) if heats else None

@@ -14,16 +14,13 @@ from dataclasses import dataclass
 
 from densitylr.creep import Limits, creeping
 from densitylr.heat import heat_at, heated, trusted
-from densitylr.policy import LawState, StageState
+from densitylr.policy import ROUNDING, LawState, StageState
 from densitylr.records import Decision, Reading, StageReading
 from densitylr.search import reached, together, visible
 
 __all__ = ["MODES", "LiftOff"]
 
 MODES = ("repair", "warmup", "free")
-
-ROUNDING = 1e-6
-"""A schedule rounds the ratio of two rates anew at every step; that is no change."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class LiftOff:
         follow: steps after lift-off in which rates may be raised for it.
         settle: steps of a stage before its cosine counts, in ``repair``.
         calm: heat up to which ``repair`` trusts the largest rate.
-        steep: by how much a rate is taken to be too high, per heat above that.
+        steep: e-folds by which a rate is taken to be too high, for each e-fold of heat above that.
         heed: steps of a stage in which its heat is taken.
         momentum: of the optimizer, where it begins with an empty buffer.
         memory: of the optimizer's average of squared gradients, where that begins at zero and is
@@ -115,10 +112,10 @@ class LiftOff:
     haste: int = 3
     follow: int = 100
     settle: int = 2
-    momentum: float = 0.0
     calm: float = 1.0
     steep: float = 1.5
     heed: int = 4
+    momentum: float = 0.0
     memory: float = 0.0
     nesterov: bool = False
 
@@ -154,15 +151,15 @@ class LiftOff:
     def decide(
         self, state: LawState, reading: Reading, rates: Mapping[str, float], ceiling: float
     ) -> tuple[LawState, list[Decision]]:
+        caps = {name: self._cap(rates.get(name, 0.0), ceiling) for name in state.stages}
         before = {
-            n: heated(self._later(s, reading.step, rates.get(n, 0.0)), reading.stages[n], self.heed)
-            for n, s in state.stages.items()
+            n: self._later(s, reading.step, rates.get(n, 0.0)) for n, s in state.stages.items()
         }
-        given = {name: self._cap(rates.get(name, 0.0), ceiling) for name in before}
-        repairs = self.mode == "repair"
-        heat = heat_at(ceiling, before, rates) if repairs else None
-        trust = trusted(heat, self.calm, self.steep)
-        caps = {name: max(1.0, cap * trust.share) for name, cap in given.items()}
+        given, trust, repairs = caps, None, self.mode == "repair"
+        if repairs:
+            before = {n: heated(s, reading.stages[n], self.heed) for n, s in before.items()}
+            trust = trusted(heat_at(ceiling, before, rates), self.calm, self.steep)
+            caps = {name: max(1.0, cap * trust.share) for name, cap in given.items()}
         after, why = dict(before), {}
         for name, stage in before.items():
             own, seen = rates.get(name, 0.0), reading.stages[name]
@@ -188,7 +185,7 @@ class LiftOff:
             after[name] = new = dataclasses.replace(
                 new, scale=scale, rate=own * scale, following=following
             )
-            if repairs and scale < old.scale <= given[name] * (1 + ROUNDING):
+            if trust is not None and scale < old.scale <= given[name] * (1 + ROUNDING):
                 why[name] = trust.why
             elif (repairs and scale < old.scale) or not why.get(name):
                 why[name] = "your rates have changed"
@@ -197,7 +194,7 @@ class LiftOff:
                 most = ""
                 if scale == caps[name]:
                     most = "the largest it may have" if free else "the largest you gave"
-                    most = most if scale == given[name] else "as high as your largest is trusted"
+                    most = most if scale == given[name] else "as far as your largest is trusted"
                 decisions.append(self._say(name, old, new, reading, most, why[name]))
         return LawState(after), decisions
 

@@ -51,7 +51,7 @@ def _too_high(
         return None
     remedy = "lower the rate"
     if mode == "repair":
-        remedy = "repair never lowers a rate: lower it, or use mode='warmup'"
+        remedy = "repair takes no rate below yours: lower it, or use mode='warmup'"
     evidence = f"{evidence} after {step} steps at rate {rate:.1e}"
     return Diagnosis(stage, "hot", int(step), evidence, remedy)
 

@@ -17,7 +17,10 @@ from densitylr.records import Decision, Reading
 if TYPE_CHECKING:
     from densitylr.history import History
 
-__all__ = ["LawState", "Policy", "StageState", "simulate"]
+__all__ = ["ROUNDING", "LawState", "Policy", "StageState", "simulate"]
+
+ROUNDING = 1e-6
+"""A schedule rounds the ratio of two rates anew at every step; that is no change."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class StageState:
         judged: the step of that, or the first from which it counts.
         heat: how far the scale of its outputs came in its first steps, see `densitylr.heat`; None
             before it was seen.
-        heeded: these steps are not over.
+        heeded: it is in these first steps, and may be compared with its twin.
     """
 
     scale: float
@@ -62,7 +65,7 @@ class StageState:
     pulled: float = 0.0
     judged: int = 0
     heat: float | None = None
-    heeded: bool = True
+    heeded: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from densitylr import Decision, DensityLR, Diagnosis, History, Reading, StageReading
 from densitylr.diagnosis import STILL_STEPS, diagnose
+from densitylr.heat import DOUBT
 
 HEALTHY = [stage_reading(min(0.3, 0.05 * i)) for i in range(12)]
 STILL = [stage_reading(0.001)] * 12
@@ -27,8 +28,9 @@ def kinds(found: list[Diagnosis]) -> list[tuple[str, str]]:
 
 def raised(step: int, stage: str, kind: str = "raise", scale: float = 4.0) -> Decision:
     reason = f"near-zero density 0.080, untrained 0.080, after {step} steps; too little"
+    before = scale if kind == "lift-off" else scale / 4
     return Decision(
-        step, stage, kind, scale / 4, scale, scale / 4 * 1e-4, scale * 1e-4, reason + "; rate x"
+        step, stage, kind, before, scale, before * 1e-4, scale * 1e-4, reason + "; rate x"
     )
 
 
@@ -63,6 +65,20 @@ def test_starved_and_repaired() -> None:
     assert diagnose(history, observe_only=True)[0].action.startswith("only observed; it would")
     # In a search a raise is no sign of illness.
     assert diagnose(history, mode="free") == []
+
+
+@pytest.mark.parametrize(("left", "starved"), [(1.0, False), (500.0, True)])
+def test_a_stage_raised_towards_a_rate_that_is_too_high_was_not_starved(
+    left: float, starved: bool
+) -> None:
+    up = raised(2, "a", scale=1000.0)
+    reason = f"after 4 steps; {DOUBT} 20-fold in scale; rate x"
+    down = Decision(4, "a", "lower", 1000.0, left, 0.1, left * 1e-4, reason)
+    rates = {"a": 1e-4, "b": 0.1}
+    history = history_of({"a": HEALTHY, "b": HEALTHY}, rates, decisions={5: [up], 10: [down]})
+    found = diagnose(history)
+    assert kinds(found) == ([("a", "starved")] if starved else [])
+    assert not starved or found[0].action.startswith("rate ×500 to 5.0e-02 in 2 decisions")
 
 
 def test_all_still_needs_enough_probes_and_no_decision() -> None:

@@ -81,13 +81,15 @@ def _remedies(
 
 
 def _starved(watch: Watch, ill: list[StageState], found: list[StageState]) -> list[Remedy]:
-    low = [s for s in ill if s.rate < max(t.rate for t in found)]
+    largest = max(found, key=lambda s: s.rate)
+    low = [s for s in ill if s.rate < largest.rate]
     one = len(watch.trainers) == 1
     if low and one:
-        return [
-            *_wrapped(watch, "let the density run the rates", ""),
-            *_rates(watch, low, "or give it the largest of your rates", max(t.rate for t in found)),
-        ]
+        remedies = _wrapped(watch, "let the density run the rates", "")
+        if largest.word != "hot":
+            aim = "or give it the largest of your rates"
+            remedies += _rates(watch, low, aim, largest.rate)
+        return remedies
     return [
         *_wrapped(watch, "its rate is too low: let the network find it", 'mode="free"'),
         *_rates(watch, ill, f"{'or ' * one}try a hundred times the rate", ill[0].rate * 100),
