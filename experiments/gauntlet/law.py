@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from densitylr import LiftOff
 from experiments.gauntlet.ablations import ABLATIONS
 from experiments.gauntlet.committed import (
+    DEVELOPED_ON,
     Record,
     by_cell,
     cell_of,
@@ -124,6 +126,46 @@ def sensitivity() -> str:
     return _by_arm(records_of("sensitivity"), lambda arm: arm.startswith("repair"))
 
 
+def heats() -> str:
+    """How far outputs at the largest rate come from their untrained scale in four steps."""
+    rows = []
+    kinds = {"": "good", "10": "ten times too high", "100": "a hundred times too high"}
+    for hot, what in kinds.items():
+        found = [
+            r
+            for r in records_of("heats")
+            if (r["condition"].rsplit("-", 1)[-1] if family(r) == "hot" else "") == hot
+        ]
+        for label, nets in (("tuning networks", True), ("the other five", False)):
+            own = [r["heat"] for r in found if (r["net"] in DEVELOPED_ON) == nets]
+            times = [f"{factor:.3g}" for factor in np.exp(np.quantile(own, [0.1, 0.5, 0.9]))]
+            above = f"{np.mean([heat > LiftOff().calm for heat in own]):.0%}"
+            rows.append([what, label, str(len(own)), *times, above])
+    head = ["the largest rate", "networks", "runs", "10 %", "median", "90 %", "not trusted"]
+    return markdown(rows, head)
+
+
+def trust() -> str:
+    """What `repair` does by how far it trusts the largest rate."""
+    records = records_of("trust")
+    bare = {cell_of(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
+    rows = []
+    for arm in dict.fromkeys(r["arm"] for r in records if r["arm"] != "fixed"):
+        cells = closed(records, arm)
+        left = np.mean([c.flat - c.repaired for c in cells])
+        row = [arm, f"{sum(c.passed for c in cells)}/{len(cells)}", f"{100 * left:+.1f}"]
+        for some in (["10"], ["100", "1000"]):
+            changes = [
+                r["accuracy"] - bare[cell_of(r)]
+                for r in records
+                if r["arm"] == arm and family(r) == "hot" and r["condition"].split("-")[-1] in some
+            ]
+            row += [f"{100 * np.mean(changes):+.1f}", f"{100 * min(changes):+.1f}"]
+        rows.append(row)
+    head = ["arm", "starved: passed", "points left", "10 times too hot: points changed", "worst"]
+    return markdown(rows, [*head, "100 or 1,000 times: points changed", "worst"])
+
+
 def leaps() -> str:
     """Mean accuracies by the largest raise of `repair` at one probe."""
 
@@ -211,7 +253,8 @@ README_TABLES = {"gauntlet": gauntlet}
 TABLES = {
     f.__name__: f
     for f in (
-        *(verdict, starved, hot, modes, sensitivity, leaps, corrections, estimator, ablations),
+        *(verdict, starved, hot, modes, sensitivity, heats, trust, leaps, corrections),
+        *(estimator, ablations),
         *(layerwise, schedules, search, ranks, rules, signals, pulls, creeps, lengths),
     )
 }
