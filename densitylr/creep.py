@@ -16,10 +16,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from densitylr.policy import StageState
+from densitylr.policy import Ruling, StageState
 from densitylr.records import Reading
 
-__all__ = ["Crept", "Limits", "creeping"]
+__all__ = ["Limits", "creeping"]
 
 PULLED = "gradients still pull away from the untrained weights"
 
@@ -33,13 +33,6 @@ class Limits(NamedTuple):
     follow: int
 
 
-class Crept(NamedTuple):
-    """The stages as they go on, and of those that were raised why."""
-
-    stages: dict[str, StageState]
-    why: dict[str, str]
-
-
 def creeping(
     before: Mapping[str, StageState],
     after: Mapping[str, StageState],
@@ -48,7 +41,7 @@ def creeping(
     limits: Limits,
     *,
     together: bool,
-) -> Crept:
+) -> Ruling:
     """Raise the rates of followed stages where gradients still pull weights away from their start.
 
     Args:
@@ -62,6 +55,9 @@ def creeping(
         together: all by one factor, by the mean over the stages. Otherwise each by its own, but
             only while the mean over all of them is above ``pull``, too: where it is not, it is
             the largest rate that is too high.
+
+    Returns:
+        The followed stages, and of those that were raised why.
     """
     pulled = _pulled(before, after, reading, rates)
     anew = [n for n in pulled.steps if not together and after[n].scale != before[n].scale]
@@ -82,7 +78,7 @@ def creeping(
                 stage = dataclasses.replace(stage, lifted=old.lifted, over=old.over)
         judged, following = max(stage.judged, now), left > 0
         stages[name] = dataclasses.replace(stage, pulled=0.0, judged=judged, following=following)
-    return Crept(stages, why)
+    return Ruling(stages, why)
 
 
 class _Pulled(NamedTuple):

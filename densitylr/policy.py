@@ -10,14 +10,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from densitylr.records import Decision, Reading
 
 if TYPE_CHECKING:
     from densitylr.history import History
 
-__all__ = ["ROUNDING", "LawState", "Policy", "StageState", "simulate"]
+__all__ = ["ROUNDING", "LawState", "Policy", "Ruling", "StageState", "simulate"]
 
 ROUNDING = 1e-6
 """A schedule rounds the ratio of two rates anew at every step; that is no change."""
@@ -100,6 +100,13 @@ class LawState:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> LawState:
         return cls({name: StageState(**fields) for name, fields in state.items()})
+
+
+class Ruling(NamedTuple):
+    """What one rule of a law makes of stages: as they go on, and why they have their rates."""
+
+    stages: dict[str, StageState]
+    why: dict[str, str]
 
 
 class Policy(Protocol):

@@ -7,10 +7,10 @@ import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from densitylr.policy import StageState
+from densitylr.policy import Ruling, StageState
 from densitylr.records import Reading, StageReading
 
-__all__ = ["Agreement", "Met", "agreed", "reached", "together", "visible"]
+__all__ = ["Agreement", "agreed", "reached", "together", "visible"]
 
 ENOUGH = 0.25
 """Share of the most near-zero outputs of any stage, from which on a stage can judge itself."""
@@ -104,13 +104,6 @@ def visible(moved: float, seen: StageReading, least: float) -> bool:
     return moved >= max(least, 2 / math.sqrt(max(1.0, seen.count * seen.untrained)))
 
 
-class Met(NamedTuple):
-    """The stages as they go on, and why those that were judged have the rate that they have."""
-
-    stages: dict[str, StageState]
-    why: dict[str, str]
-
-
 def together(
     before: Mapping[str, StageState],
     after: Mapping[str, StageState],
@@ -120,7 +113,7 @@ def together(
     *,
     least: float,
     follow: bool,
-) -> Met:
+) -> Ruling:
     """Let the stages meet half-way; once all have lifted off, the search is over.
 
     Args:
@@ -131,6 +124,9 @@ def together(
         why: of the stages that were judged at this reading, what they have to say.
         least: of a displacement that is `visible`.
         follow: gradients may call for more once the search is over.
+
+    Returns:
+        The stages that are searching, and of those that were judged why they have their rates.
     """
     alone, near_zero, heard = {}, {}, set()
     for name, stage in after.items():
@@ -142,7 +138,7 @@ def together(
             near_zero[name] = stage.near_zero or seen.count * seen.untrained
             if stage.lifted or visible(stage.most, seen, least):
                 heard.add(name)
-    met = Met({}, {})
+    met = Ruling({}, {})
     if not alone:
         return met
     judged = any(why.values())

@@ -148,19 +148,14 @@ def heats() -> str:
 def trust() -> str:
     """What `repair` does by how far it trusts the largest rate."""
     records = records_of("trust")
-    bare = {cell_of(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
-    rows = []
+    changes, rows = _changed_where_hot(records), []
     for arm in dict.fromkeys(r["arm"] for r in records if r["arm"] != "fixed"):
         cells = closed(records, arm)
         left = np.mean([c.flat - c.repaired for c in cells])
         row = [arm, f"{sum(c.passed for c in cells)}/{len(cells)}", f"{100 * left:+.1f}"]
         for some in (["10"], ["100", "1000"]):
-            changes = [
-                r["accuracy"] - bare[cell_of(r)]
-                for r in records
-                if r["arm"] == arm and family(r) == "hot" and r["condition"].split("-")[-1] in some
-            ]
-            row += [f"{100 * np.mean(changes):+.1f}", f"{100 * min(changes):+.1f}"]
+            own = [c for condition, c in changes[arm] if condition.split("-")[-1] in some]
+            row += [f"{100 * np.mean(own):+.1f}", f"{100 * min(own):+.1f}"]
         rows.append(row)
     head = ["arm", "starved: passed", "points left", "10 times too hot: points changed", "worst"]
     return markdown(rows, [*head, "100 or 1,000 times: points changed", "worst"])
@@ -221,21 +216,28 @@ def estimator() -> str:
     return markdown(rows, head)
 
 
+def _changed_where_hot(records: Sequence[Record]) -> dict[str, list[tuple[str, float]]]:
+    """By arm: of each run with a hot stage its condition, and its accuracy less the fixed run's."""
+    bare = {cell_of(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
+    changes: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for r in records:
+        if family(r) == "hot" and r["arm"] != "fixed":
+            changes[r["arm"]].append((r["condition"], r["accuracy"] - bare[cell_of(r)]))
+    return changes
+
+
 def compare(records: Sequence[Record], wanted: Callable[[str], bool]) -> dict[str, list[float]]:
     """By arm: share of starved cells that pass, mean accuracy left of the flat rate's, and mean
     change where one stage is hot.
     """
-    changes: dict[str, list[float]] = defaultdict(list)
-    bare = {cell_of(r): r["accuracy"] for r in records if r["arm"] == "fixed"}
-    for r in records:
-        if family(r) == "hot" and wanted(r["arm"]):
-            changes[r["arm"]].append(r["accuracy"] - bare[cell_of(r)])
+    changes = _changed_where_hot(records)
     found = {}
     for arm in dict.fromkeys(r["arm"] for r in records if wanted(r["arm"])):
         cells = closed(records, arm)
         left = [c.flat - c.repaired for c in cells]
         passed = [c.passed for c in cells]
-        found[arm] = [float(np.mean(x)) for x in (passed, left, changes[arm])]
+        changed = [change for _, change in changes[arm]]
+        found[arm] = [float(np.mean(x)) for x in (passed, left, changed)]
     return found
 
 
