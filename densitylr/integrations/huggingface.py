@@ -103,12 +103,11 @@ class DensityCallback(TrainerCallback, ExportableState):
             options = self.options if ours is None else {**self.options, "pretrained": False}
             self.controller, self._made = DensityLR(optimizer, model, **options), True
             if ours is not None:
+                eyes = self.controller._monitor
                 first: dict[str, Any] = {}
                 if untrained is not None and untrained[0] is model:
-                    self.controller._monitor.close()
-                    self.controller._decider.monitor, first = untrained[1:]
-                    untrained = None
-                ours = _with_first_weights(ours, self.controller._monitor.state_dict(), first)
+                    eyes, first = untrained[1:]
+                ours = _with_first_weights(ours, eyes.state_dict(), first)
                 self.controller.load_state_dict({**optimizer.state_dict(), STATE_KEY: ours})
         if untrained is not None:
             untrained[1].close()

@@ -15,7 +15,7 @@ import torch
 
 from densitylr import DensityLR
 from tests.fixed import Fixed, batches, net, one_step, same
-from tests.matrix.cells import Cell, UnavailableError
+from tests.matrix.cells import Cell, UnavailableError, need
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240
@@ -47,6 +47,7 @@ ALONE = {
     "the same, throw_on_early_termination": ("uneven", "ended together"),
     "a rank that does not come to a step": ("uneven", "late"),
     "a rank that dies": ("death", "death"),
+    "Hugging Face callback, resumed": ("callbacks", "resumed"),
 }
 
 
@@ -94,6 +95,8 @@ def _launch(script: str) -> dict[str, list[str]]:
 
 
 def _look_up(script: str, name: str) -> str | None:
+    if script == "callbacks":
+        need("transformers", "huggingface")
     found = _launch(script)
     kind, reason = found.get(name, found["output"])
     if kind == "failed":
