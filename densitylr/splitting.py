@@ -27,8 +27,8 @@ class Scaling:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self._groups: list[Group] | None = None  # the user's own list, while a step is running
-        self._rates: list[tuple[Group, Any, Any]] = []
-        self._parts: list[tuple[Group, Group]] = []
+        self._rates: list[tuple[Group, Any, Any]] = []  # the user's and ours, scaled in place
+        self._parts: list[tuple[Group, Group, Any]] = []  # of a group, a part with our rate
 
     def apply(self, factors: Sequence[Sequence[float]]) -> None:
         """Scale: one factor for each parameter of each group. All ones change nothing at all.
@@ -54,21 +54,34 @@ class Scaling:
             for factor in distinct:
                 members = [p for p, f in zip(group["params"], row, strict=True) if f == factor]
                 part = {**group, "params": members, "lr": _scaled(group["lr"], factor)}
-                self._parts.append((group, part))
+                self._parts.append((group, part, part["lr"]))
                 stepping.append(part)
         if self._parts:
             self.optimizer.param_groups = stepping
 
     def restore(self) -> None:
-        """End the step: the user's groups and rates again, with what the step wrote into them."""
+        """End the step: the user's groups and rates again, with what the step wrote into them.
+
+        Raises:
+            RuntimeError: the step has set a rate itself. The user's rates are back then.
+        """
         if self._groups is None:
             return
-        done: set[int] = set()
-        for group, part in self._parts:
-            if id(group) not in done:
-                done.add(id(group))
-                group.update({k: v for k, v in part.items() if k not in ("params", "lr")})
+        for group, part, _ in self._parts:  # all parts of a group say the same
+            group.update({k: v for k, v in part.items() if k not in ("params", "lr")})
+        stepped = [(part, ours) for _, part, ours in self._parts]
+        stepped += [(group, ours) for group, _, ours in self._rates]
+        written = [(g["lr"], ours) for g, ours in stepped if g["lr"] is not ours]
+        for group, rate, _ in self._rates:
+            group["lr"] = rate
         self._put_back()
+        if written:
+            found, ours = written[0]
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__} has set a rate in its own step, to {found} where "
+                f"it was scaled to {ours}, and whether the scale is to be part of it cannot be "
+                "told: set rates between steps, as a scheduler does"
+            )
 
     def heal(self) -> None:
         """Undo what a step that raised has left; the user's groups lose nothing by it."""
@@ -77,7 +90,7 @@ class Scaling:
 
     def _put_back(self) -> None:
         for group, rate, ours in self._rates:
-            # Someone who set another rate during the step (a closure, say) meant it.
+            # Someone who has set another rate since the step failed meant it.
             if group["lr"] is ours:
                 group["lr"] = rate
         if self._parts and self._groups is not None:

@@ -149,13 +149,31 @@ def test_what_the_step_writes_into_its_groups_is_kept() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-def test_a_rate_set_during_the_step_is_meant() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_step_that_sets_a_rate_itself_is_refused(grouped: bool) -> None:
+    model = net()
+    parameters = [{"params": c.parameters()} for c in model] if grouped else model.parameters()
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    scaling = Scaling(optimizer)
+    groups, wanted = optimizer.param_groups, factors(model, optimizer)
+    scaling.apply(wanted)
+    optimizer.param_groups[0]["lr"] = 0.7
+    with pytest.raises(RuntimeError, match=r"SGD has set a rate in its own step, to 0\.7 where"):
+        scaling.restore()
+    assert optimizer.param_groups is groups
+    assert all(g["lr"] == 0.1 for g in groups)
+    scaling.apply(wanted)  # and go on
+    scaling.restore()
+    assert all(g["lr"] == 0.1 for g in groups)
+
+
+def test_a_rate_set_after_a_step_that_failed_is_meant() -> None:
     model = net()
     optimizer = torch.optim.SGD([{"params": c.parameters()} for c in model], lr=0.1)
     scaling = Scaling(optimizer)
     scaling.apply(factors(model, optimizer))
     optimizer.param_groups[0]["lr"] = 0.7
-    scaling.restore()
+    scaling.heal()
     assert [g["lr"] for g in optimizer.param_groups] == [0.7] + [0.1] * 5
 
 
