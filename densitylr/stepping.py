@@ -106,7 +106,8 @@ class Stepping(Facade):
             self._scaling.apply(self._decider.rates.factors(scales, groups))
 
     def _after_step(self, *_: Any) -> None:
-        if self._void:
+        # A subclass's step that calls its parent's has the hooks of both; the inner ones count.
+        if self._void or not self._stepping:
             return
         self._stepping = False
         self._scaling.restore()

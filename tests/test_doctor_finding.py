@@ -54,6 +54,20 @@ def words(finder: Finder) -> list[dict[str, str]]:
     return [{s.stage: s.word for s in states(watch)} for watch in finder.watches]
 
 
+class Own(torch.optim.SGD):
+    def step(self, closure: object = None) -> object:
+        return super().step(closure)  # type: ignore[arg-type]
+
+
+def test_a_step_within_a_step_is_one(finder: Finder) -> None:
+    assert sgd(net())  # whose class has torch's hooks from now on
+    model = net()
+    train(model, Own(model.parameters(), lr=0.1), 20)
+    (watch,) = finder.watches
+    assert watch.steps == 20
+    assert finder.steps == {"Own": 20}
+
+
 def test_nothing_is_left_behind() -> None:
     before = torch.optim.Optimizer.__init__
     found = Finder()

@@ -56,6 +56,7 @@ class Finder:
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._closed_in: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # with a closure, once
+        self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._wanted: set[int] = set()  # ids of parameters that are trained and not yet watched
         self._passed: set[int] = set()  # ids of modules that hold none of them
         self._stale = False  # an optimizer has been made since they were gathered
@@ -199,13 +200,18 @@ class Finder:
         if optimizer not in self._stepped and not (closure and self._expected(optimizer)):
             self._stepped.add(optimizer)
             self._first_step(optimizer)
-        kind = type(optimizer).__name__
-        self.steps[kind] = self.steps.get(kind, 0) + 1
+        self._stepping.add(optimizer)
         for watch in self.watches:
             if any(o is optimizer for o in watch.optimizers):
                 watch.before_step(optimizer, closure)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # A subclass's step that calls its parent's has the hooks of both; the inner ones count.
+        if optimizer not in self._stepping:
+            return
+        self._stepping.discard(optimizer)
+        kind = type(optimizer).__name__
+        self.steps[kind] = self.steps.get(kind, 0) + 1
         for watch in self.watches:
             if any(o is optimizer for o in watch.optimizers):
                 watch.after_step(optimizer)
