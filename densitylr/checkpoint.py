@@ -71,7 +71,7 @@ def parted(
                 "optimizer.state_dict() beside it"
             )
         warnings.warn(
-            f"the state dict has no DensityLR state ({whose}): the scales start anew",
+            f"the state dict has no DensityLR state ({whose}): the scales stay as they are",
             UserWarning,
             stacklevel=3,
         )

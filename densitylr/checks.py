@@ -24,7 +24,7 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
     Raises:
         TypeError: it is no ``Optimizer``.
         ValueError: it is wrapped already, wants one rate for the whole model, is a wrapper
-            without step hooks, or has no rates.
+            without step hooks, or has a group without a rate.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -46,7 +46,9 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
             "be undone by its next estimate"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS takes one parameter group and one rate; a scale per stage has none")
+        raise ValueError(
+            "LBFGS takes a single parameter group, so stages cannot have rates of their own"
+        )
     if isinstance(optimizer, torch.optim.Rprop):
         raise ValueError(
             "Rprop reads the rate at its first step only and keeps a step size of its own for "
@@ -61,6 +63,11 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
     for i, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             raise ValueError(f"param_groups[{i}] of {name} has no 'lr' to scale")
+        if not isinstance(group["lr"], (float, int, torch.Tensor)):
+            raise ValueError(
+                f"param_groups[{i}] of {name} has lr={group['lr']!r}, which is no number to scale: "
+                "give it a learning rate"
+            )
 
 
 def check_stages(optimizer: Optimizer, stages: Mapping[str, Stage]) -> None:

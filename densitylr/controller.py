@@ -63,9 +63,10 @@ class DensityLR(Stepping):
         every: optimizer steps from one probe to the next: half of that (rounded down) during
             the first 20 steps; more, up to ten times as many, where nothing has been decided
             for long (a twentieth of that time). With ``recover`` it is never more.
-        policy: another `Policy` than ``LiftOff(mode)`` with the optimizer's momentum; ``mode`` is
-            then only a name, but that momentum is corrected at raises under ``"repair"``. A policy
-            with ``follows = True`` is given the pull of gradients of the stages that it follows.
+        policy: another `Policy` than ``LiftOff(mode)`` with the optimizer's momentum. A ``LiftOff``
+            brings its own mode; for others ``mode`` is only a name, but under ``"repair"`` momentum
+            is corrected at raises. A policy with ``follows = True`` is given the pull of gradients
+            of the stages that it follows.
         pretrained: whether the weights are pretrained; all stages keep their rates then. None:
             decided by a test of the weights; one trained stage is enough, and the first step
             warns of it, unless a state dict of ours has been loaded by then, which knows better.
@@ -127,7 +128,7 @@ class DensityLR(Stepping):
         self.stages: dict[str, Stage] = find_stages(model, stages)
         check_stages(optimizer, self.stages)
         self.inner = optimizer
-        self.mode = mode
+        self.mode = mode = policy.mode if isinstance(policy, LiftOff) else mode
         self.every = every
         if policy is None:
             policy = replace(law, **startup(stepping))
@@ -168,7 +169,6 @@ class DensityLR(Stepping):
             self.policy,
             state,
             mode=mode,
-            repairs=(policy.mode if isinstance(policy, LiftOff) else mode) == "repair",
             cadence=self._cadence,
             stepped=stepping,
             recovery=self._recovery,

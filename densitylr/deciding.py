@@ -42,8 +42,7 @@ class Decider:
         rates: the user's rates by stage.
         policy: what decides.
         law: the state to begin with, of the stages that ``policy`` may decide on.
-        mode: its name.
-        repairs: it raises rates from the user's own, up to the largest of them.
+        mode: its name; ``"repair"`` raises rates from the user's own, up to the largest of them.
         cadence: when to look.
         stepped: what takes the steps, and has their momentum: the user's optimizer, or what is
             inside it.
@@ -63,7 +62,6 @@ class Decider:
         law: LawState,
         *,
         mode: str,
-        repairs: bool,
         cadence: Cadence,
         stepped: Optimizer,
         recovery: Recovery | None,
@@ -72,7 +70,7 @@ class Decider:
     ) -> None:
         self.monitor, self.rates, self.policy, self.law = monitor, rates, policy, law
         self.mode, self.cadence, self.recovery = mode, cadence, recovery
-        self._stepped, self._repairs = stepped, repairs
+        self._stepped, self._repairs = stepped, mode == "repair"
         self.observe_only = observe_only
         self.pull = pull
         self.steps = 0
@@ -126,11 +124,13 @@ class Decider:
         rates, ceiling = self.rates.now()
         found = self.recovery.look(reading) if self.recovery is not None else None
         decisions: list[Decision] = []
+        moved = False
         if found is None:
             if not stepping:
                 return
-            before = self.scales
+            before, was = self.scales, self.law.scales
             self.law, decisions = self.policy.decide(self.law, reading, rates, ceiling)
+            moved = self.law.scales != was
             self._correct_momentum(before)
             self._let_pull_go()
         if self.recovery is not None:
@@ -139,7 +139,7 @@ class Decider:
         # A few steps of a pull tell, and it is not for long.
         pulls = [reading.stages[name].pull for name in self._following if rates[name] > 0]
         followed = self._repairs and any(math.isfinite(pull) for pull in pulls)
-        self.cadence.looked(reading.step, bool(decisions) or followed)
+        self.cadence.looked(reading.step, bool(decisions) or moved or followed)
         self.history.record(reading, rates, self.scales, decisions)
         for decision in decisions:
             self._say(decision)

@@ -22,6 +22,8 @@ __all__ = ["MODES", "LiftOff"]
 
 MODES = ("repair", "warmup", "free")
 
+CHANGED = "your rates have changed"
+
 
 @dataclass(frozen=True)
 class LiftOff:
@@ -62,7 +64,8 @@ class LiftOff:
 
     Those of ``free`` may still creep up: where the mean of that cosine over ``pace`` steps and all
     stages is above ``pull``, all are multiplied by ``creep``, for ``follow`` steps. ``warmup``
-    keeps to the largest rate of the user's, ``free`` to a scale of ``reach``.
+    keeps to the largest rate of the user's, ``free`` to a scale of ``reach``. What the user's own
+    schedules take back of a scale is told at each halving.
 
     Args:
         mode: ``"repair"``, ``"warmup"`` or ``"free"``.
@@ -155,7 +158,8 @@ class LiftOff:
         before = {
             n: self._later(s, reading.step, rates.get(n, 0.0)) for n, s in state.stages.items()
         }
-        given, trust, repairs = caps, None, self.mode == "repair"
+        repairs, free = self.mode == "repair", self.mode == "free"
+        given, trust = caps, None
         if repairs:
             before = {n: heated(s, reading.stages[n], self.heed) for n, s in before.items()}
             trust = trusted(heat_at(ceiling, before, rates), self.calm, self.steep)
@@ -168,10 +172,8 @@ class LiftOff:
             elif stage.scale > caps[name] * (1 + ROUNDING):
                 after[name] = dataclasses.replace(stage, scale=caps[name])
         if any(stage.alone is not None for stage in after.values()):
-            follow, least = self.mode == "free", self.visible
-            met = together(before, after, reading, rates, why, least=least, follow=follow)
+            met = together(before, after, reading, rates, why, least=self.visible, follow=free)
             after, why = after | met.stages, why | met.why
-        free = self.mode == "free"
         factor, pace = (self.creep, self.pace) if free else (self.growth, self.haste)
         limits = Limits(self.pull, factor, pace, self.follow)
         crept = creeping(state.stages, after, reading, rates, limits, together=free)
@@ -188,9 +190,13 @@ class LiftOff:
             if trust is not None and scale < old.scale <= given[name] * (1 + ROUNDING):
                 why[name] = trust.why
             elif (repairs and scale < old.scale) or not why.get(name):
-                why[name] = "your rates have changed"
+                why[name] = CHANGED
             lifted = new.lifted and not old.lifted
-            if scale != old.scale or (lifted and not (repairs and scale == 1.0)):
+            told = scale == old.scale
+            if why[name] == CHANGED:  # a schedule may do that at every reading
+                told = 0.5 < scale / (old.told or old.scale) < 2
+            if not told or (lifted and not (repairs and scale == 1.0)):
+                after[name] = new = dataclasses.replace(new, told=scale)
                 most = ""
                 if scale == caps[name]:
                     most = "the largest it may have" if free else "the largest you gave"

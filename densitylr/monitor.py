@@ -32,7 +32,9 @@ class DensityMonitor:
     Every ``every``-th training forward of ``model`` is a probe: each weight layer's output is
     read once, before normalisation and activation, through a bounded sample, and one small
     buffer is copied to the host. Forwards in evaluation mode or without gradients, the second
-    call of a shared layer, and the recomputation of activation checkpointing are not read.
+    call of a shared layer, and the recomputation of activation checkpointing are not read. (Within
+    ``checkpoint(…, use_reentrant=True)`` nothing but the recomputation has gradients: `DensityLR`
+    reads that, a monitor with ``every`` has ended its probe by then.)
     Numbers, losses and random states are those of a run without the monitor. In several
     processes each monitor reads its own rank's examples; under ``fully_shard`` all ranks make
     one, as the first weights are put together for the twins.

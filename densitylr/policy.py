@@ -48,6 +48,7 @@ class StageState:
         heat: how far the scale of its outputs came in its first steps, see `densitylr.heat`; None
             before it was seen.
         heeded: it is in these first steps, and may be compared with its twin.
+        told: the scale of its last decision; None before the first.
     """
 
     scale: float
@@ -66,6 +67,7 @@ class StageState:
     judged: int = 0
     heat: float | None = None
     heeded: bool = False
+    told: float | None = None
 
 
 @dataclass(frozen=True)

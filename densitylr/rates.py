@@ -72,13 +72,16 @@ def startup(optimizer: Optimizer) -> dict[str, Any]:
 
     SGD's and RMSprop's momentum begins with an empty buffer, and RMSprop's average of squares at
     zero. Adam and those like it correct for that; dampening as large as the momentum does, too.
+    Where groups differ, the slowest to build up is what is waited for.
     """
-    first = optimizer.param_groups[0]
     found: dict[str, Any] = {}
-    heavy = isinstance(optimizer, SGD | RMSprop) and not first.get("dampening")
-    if heavy and 0 <= first["momentum"] < 1:
-        found["momentum"] = float(first["momentum"])
-        found["nesterov"] = bool(first.get("nesterov", False))
-    if isinstance(optimizer, RMSprop) and 0 <= first["alpha"] < 1:
-        found["memory"] = float(first["alpha"])
+    if isinstance(optimizer, SGD | RMSprop):
+        groups = [g for g in optimizer.param_groups if not g.get("dampening")]
+        if heavy := [g for g in groups if 0 <= g["momentum"] < 1]:
+            slowest = max(heavy, key=lambda g: float(g["momentum"]))
+            found["momentum"] = float(slowest["momentum"])
+            found["nesterov"] = bool(slowest.get("nesterov", False))
+    if isinstance(optimizer, RMSprop):
+        memories = [float(g["alpha"]) for g in optimizer.param_groups if 0 <= g["alpha"] < 1]
+        found["memory"] = max(memories, default=0.0)
     return found

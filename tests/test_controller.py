@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from densitylr import DensityLR, LiftOff, find_stages
+from densitylr.checkpoint import STATE_KEY
 from densitylr.policy import simulate
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -652,6 +653,85 @@ class NoRate(torch.optim.SGD):
             del group["lr"]
 
 
+class NoneRate(torch.optim.SGD):
+    """As Hugging Face's Adafactor is by default, which finds its rate itself."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.param_groups[0]["lr"] = None
+
+
+class Decaying(torch.optim.Optimizer):
+    """Gradient descent that multiplies its own rate at each step."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(p.grad, alpha=-group["lr"])
+            group["lr"] *= 0.99
+
+
+class DecayingOutside(torch.optim.SGD):
+    """The same by a subclass whose step calls its parent's: torch calls the hooks of both."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 0.99
+        return loss
+
+
+def test_a_step_that_sets_its_rate_itself_is_refused_when_it_is_scaled() -> None:
+    model, flat, bare = net(), net(), net()
+    plain = Decaying(bare.parameters(), 0.1)
+    wrapped = DensityLR(Decaying(flat.parameters(), 0.1), flat)
+    for batch in batches(3):
+        one_step(bare, plain, batch)
+        one_step(flat, wrapped, batch)
+    assert same(flat, bare)
+    inner = Decaying(model.parameters(), 0.1)
+    scaled = DensityLR(inner, model, policy=Fixed({"3": 2.0}))
+    with pytest.raises(
+        RuntimeError, match=r"Decaying has set a rate in its own step, to 0\.\d+ wh"
+    ):
+        one_step(model, scaled, batches(1)[0])
+    assert [group["lr"] for group in inner.param_groups] == [0.1]
+
+
+def test_a_step_within_a_step_is_one() -> None:
+    assert sgd(net())  # whose class has the hooks from now on
+    model = net()
+    groups = [{"params": model[:2].parameters(), "lr": 1e-6}, {"params": model[2:].parameters()}]
+    inner = DecayingOutside(groups, lr=0.1)
+    wrapped = DensityLR(inner, model)
+    for batch in batches(30):
+        one_step(model, wrapped, batch)
+    assert wrapped.scales["0"] > 1
+    assert wrapped.state_dict()[STATE_KEY][0]["steps"] == 30
+    bare = 1e-6
+    for _ in range(30):
+        bare *= 0.99
+    assert inner.param_groups[0]["lr"] == bare
+
+
+@pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
+def test_a_policy_brings_its_mode(mode: str) -> None:
+    """It is not judged as another one."""
+    ours, other = net(), net()
+    runs = [DensityLR(sgd(ours), ours, policy=LiftOff(mode, momentum=0.9))]
+    runs.append(DensityLR(sgd(other), other, mode=mode, policy=LiftOff(mode, momentum=0.9)))
+    for batch in batches(40):
+        one_step(ours, runs[0], batch)
+        one_step(other, runs[1], batch)
+    assert runs[0].mode == mode
+    assert same(ours, other)
+    assert list(map(str, runs[0].diagnose())) == list(map(str, runs[1].diagnose()))
+
+
 def test_a_missing_stage() -> None:
     model = net()
     inner = torch.optim.SGD(model[:3].parameters(), lr=0.1)
@@ -670,10 +750,11 @@ def test_a_missing_stage() -> None:
         (sgd, {"mode": "magic"}, ValueError, "mode must be one of repair, warmup, free"),
         (sgd, {"every": 0}, ValueError, "every must be a positive number of steps"),
         (sgd, {"stages": {"a": "nothing"}}, ValueError, "matches no module or parameter"),
-        (lambda m: torch.optim.LBFGS(m.parameters()), {}, ValueError, "LBFGS takes one"),
+        (lambda m: torch.optim.LBFGS(m.parameters()), {}, ValueError, "LBFGS takes a single"),
         (lambda m: torch.optim.Rprop(m.parameters()), {}, ValueError, "at its first step only"),
         (lambda m: Prodigy(m.parameters(), lr=1.0), {}, ValueError, "Prodigy estimates one"),
         (lambda m: NoRate(m.parameters()), {}, ValueError, "has no 'lr' to scale"),
+        (lambda m: NoneRate(m.parameters()), {}, ValueError, r"param_groups\[0\] .* has lr=None"),
         (lambda m: "adam", {}, TypeError, r"must be a torch\.optim\.Optimizer, got str"),
     ],
 )

@@ -342,6 +342,39 @@ def test_repair_gives_back_what_the_user_has_taken() -> None:
     assert "your rates have changed; rate 1.0e+00 → 1.0e-01" in decision.reason
 
 
+def test_what_schedules_take_back_is_told_at_each_halving() -> None:
+    law = LiftOff("repair")
+    state, told, followed = law.init(["early"]), [], 0
+    for step in range(0, 2000, 5):
+        moved = {"early": 0.0 if step < 30 else 0.5}
+        ceiling = 0.1 * 0.998 ** max(0, step - 40)
+        state, decisions = law.decide(state, reading(step, moved), {"early": 1e-3}, ceiling)
+        told += [d for d in decisions if d.kind == "lower"]
+        if step > 40:
+            assert state.scales["early"] == max(1.0, ceiling / 1e-3)
+            followed += ceiling > 1e-3
+    assert followed > 10 * len(told) > 0
+    below = [100.0, *(d.scale for d in told)]
+    assert all(now <= before / 2 for before, now in itertools.pairwise(below))
+    assert len(told) <= math.log2(100)
+
+
+@pytest.mark.parametrize("mode", ["repair", "warmup"])
+def test_rounding_of_a_schedule_is_no_change(mode: str) -> None:
+    law = LiftOff(mode)
+    state = law.init(["early"])
+    scales = []
+    for step in range(0, 100, 5):
+        rounded = 1e-3 * (1 + 1e-9 * math.sin(step))
+        moved = {"early": 0.0 if step < 50 else 0.5}
+        state, decisions = law.decide(state, reading(step, moved), {"early": rounded}, 1e-1)
+        scales.append(state.scales["early"])
+        if step > 50:
+            assert not decisions
+    assert scales[-1] == pytest.approx(100)
+    assert len(set(scales[-9:])) == 1
+
+
 @pytest.mark.parametrize("mode", ["repair", "warmup", "free"])
 def test_a_stage_that_thaws_is_expected_to_move_from_then_on(mode: str) -> None:
     """As one that trains from the first step on, whatever came before."""

@@ -229,3 +229,12 @@ def test_a_stage_that_nothing_moves_draws_no_other_along() -> None:
     states = search(law, traces, dict.fromkeys(traces, 1.0), dict.fromkeys(traces, 2**15))
     assert len({state.scales["a"] for state in states[1:]}) == 1
     assert states[-1].scales["mute"] == pytest.approx(law.leap * states[-1].scales["a"], rel=1e-3)
+
+
+def test_where_groups_differ_the_slowest_to_build_up_is_waited_for() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    groups = [{"params": [w], "momentum": m} for w, m in zip(weights, (0.0, 0.9, 0.5), strict=True)]
+    assert startup(torch.optim.SGD(groups, lr=0.1)) == {"momentum": 0.9, "nesterov": False}
+    groups = [{"params": [w], "alpha": a} for w, a in zip(weights, (0.9, 0.99, 0.5), strict=True)]
+    found = startup(torch.optim.RMSprop(groups, lr=0.1))
+    assert found == {"momentum": 0.0, "nesterov": False, "memory": 0.99}
