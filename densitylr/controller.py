@@ -208,6 +208,7 @@ class DensityLR(Stepping):
             self.history,
             mode=self.mode,
             frozen=untrainable(self.stages),
+            kept=self._kept,
             gains=self._gains,
             observe_only=self.observe_only,
         )
@@ -236,14 +237,21 @@ class DensityLR(Stepping):
     def _law(self) -> LawState:
         return self._decider.law
 
+    @property
+    def _kept(self) -> dict[str, str]:
+        """The stages that the policy leaves alone as trained before, with the reason."""
+        free = {*self._law.stages, *self._gains}
+        return {name: why for name, why in self._pretrained.items() if name not in free}
+
     def _kept_back(self, rates: Mapping[str, float], ceiling: float) -> str:
         """What to say of stages that ``repair`` would raise, were their weights untrained."""
         kept = [n for n in self._pretrained if n not in self._gains and 0 < rates[n] < ceiling]
         if not kept:
             return ""
         return (
-            f"{', '.join(kept)}: not an untrained initialisation, so the rate is left alone "
-            f"({self._pretrained[kept[0]]}); pass pretrained=False to have it repaired"
+            "the weights look trained, so that low rates may be right and are left alone: "
+            f"{', '.join(kept)} ({self._pretrained[kept[0]]}); pass pretrained=False to have them "
+            "repaired"
         )
 
     # Checkpoints

@@ -27,6 +27,7 @@ def diagnose(
     *,
     mode: str = "repair",
     frozen: Collection[str] = (),
+    kept: Collection[str] = (),
     gains: Mapping[str, str] | None = None,
     observe_only: bool = False,
 ) -> list[Diagnosis]:
@@ -37,7 +38,7 @@ def diagnose(
     ``dead``: all of its gradients are exactly zero, at the last two probes.
     ``starved``: in ``repair``, the stage stayed untrained, or near to it, while others had a larger
     rate, and its rate was raised more than eightfold; or no stage at all has moved, for which
-    ``repair`` has no remedy.
+    ``repair`` has no remedy. Of stages that were trained before, a low rate is no illness.
     ``hot``: within the first steps its outputs ran away from their untrained scale, unless that
     was a bad one; or, while outputs below the head grew, they became the same for all examples.
     ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
@@ -56,6 +57,7 @@ def diagnose(
         history: readings and decisions, as `DensityLR` records them.
         mode: the mode of the policy that took the decisions.
         frozen: stages without a trainable parameter.
+        kept: stages that the policy leaves alone, as they were trained before.
         gains: stages whose initial weights are of an unusual spread, with the numbers.
         observe_only: the decisions were not carried out.
     """
@@ -64,7 +66,7 @@ def diagnose(
     history = _without_collapses(history)
     if not history.readings:
         return [d for d in recovered.values() if d is not None]
-    gains, all_still = gains or {}, _all_still(history)
+    gains, all_still = gains or {}, _all_still(history, kept)
     watched = (s for s in history.stages if not np.isnan(history.series(s, "peak")).all())
     entry = next(watched, None)
     for stage in history.stages:
@@ -72,8 +74,8 @@ def diagnose(
             _frozen(history, stage, stage in frozen),
             _bad_gain(history, stage, gains[stage]) if stage in gains else None,
             _dead(history, stage),
-            _starved(history, stage, observe_only) if mode == "repair" else None,
-            _still(history, stage, mode) if all_still else None,
+            (_starved(history, stage, observe_only) if mode == "repair" else None)
+            or (_still(history, stage, mode) if all_still and stage not in kept else None),
             recovered[stage]
             or (None if stage in gains else hot(history, stage, mode))
             or (None if gains else mute(history, stage, mode))
@@ -190,12 +192,12 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
     return Diagnosis(stage, "starved", first.step, evidence, action)
 
 
-def _all_still(history: History) -> bool:
-    """No stage with a rate has ever moved, over enough steps, and the law decided nothing."""
-    acted = any(d.kind != "recover" for d in history.decisions)
-    if acted or history.steps[-1] - history.steps[0] < STILL_STEPS:
+def _all_still(history: History, kept: Collection[str]) -> bool:
+    """No stage with a rate has ever moved, over enough steps since the law decided something."""
+    acted = [d.step for d in history.decisions if d.kind != "recover"]
+    if history.steps[-1] - max(acted, default=history.steps[0]) < STILL_STEPS:
         return False
-    trained = [s for s in history.stages if _can_move(history, s)]
+    trained = [s for s in history.stages if s not in kept and _can_move(history, s)]
     if any(_rises(history, s) for s in trained):
         return False  # a warm-up is under way
     read = all(np.isfinite(history.series(s, "displacement")).any() for s in trained)
@@ -221,12 +223,16 @@ def _still(history: History, stage: str, mode: str) -> Diagnosis | None:
     span = history.steps[-1] - history.steps[0]
     remedy = "raise the learning rate"
     if mode == "repair":
-        remedy = f"no group has a larger rate to go by: {remedy}, or use mode='free'"
+        largest = max(history.series(s, "rate")[-1] for s in history.stages)
+        why = (
+            "no group has a larger rate to go by" if rate == largest else "no rate is large enough"
+        )
+        remedy = f"{why}: {remedy}, or use mode='free'"
     return Diagnosis(
         stage,
         "starved",
         int(history.steps[0]),
-        f"no stage has moved by more than its batches differ in {span} steps; the "
-        f"RMS of this one varied by {moved:.1%} at rate {rate:.1e}",
+        f"no stage has moved by more than its batches differ in {span} steps; the RMS of this one "
+        f"against its untrained one varied by {moved:.1%} at rate {rate:.1e}",
         remedy,
     )

@@ -90,10 +90,22 @@ def test_all_still_needs_enough_probes_and_no_decision() -> None:
     assert "mode='free'" in found[0].action
     few = {"a": STILL[: STILL_STEPS // 5], "b": STILL[: STILL_STEPS // 5]}
     assert diagnose(history_of(few, rates)) == []
-    decided = history_of(
-        {"a": STILL, "b": STILL}, rates, decisions={5: [raised(5, "a", scale=16.0)]}
-    )
-    assert kinds(diagnose(decided)) == [("a", "starved")]
+    both = {"a": STILL, "b": STILL}
+    late = history_of(both, rates, decisions={30: [raised(30, "a", scale=16.0)]})
+    assert kinds(diagnose(late)) == [("a", "starved")]
+    early = history_of(both, rates, decisions={5: [raised(5, "a", scale=16.0)]})
+    found = diagnose(early)
+    assert kinds(found) == [("a", "starved"), ("b", "starved")]
+    assert found[0].evidence != found[1].evidence
+
+
+def test_what_was_trained_before_is_not_called_still() -> None:
+    rates = {"a": 1e-6, "b": 1e-4}
+    both = {"a": STILL, "b": STILL}
+    assert diagnose(history_of(both, rates), kept=["a", "b"]) == []
+    a, b = diagnose(history_of(both, rates))
+    assert a.action == "no rate is large enough: raise the learning rate, or use mode='free'"
+    assert b.action.startswith("no group has a larger rate to go by")
 
 
 def test_what_was_never_read_is_not_called_still() -> None:

@@ -365,6 +365,31 @@ def test_what_looks_trained_is_not_judged(finder: Finder) -> None:
     assert "not judged" in verdict(finder.watches[0], states(finder.watches[0]))
 
 
+@pytest.mark.filterwarnings("ignore:the weights look trained")
+@pytest.mark.parametrize("mode", [None, "repair"])
+def test_low_rates_of_trained_weights_are_no_illness(mode: str | None) -> None:
+    model = net()
+    train(model, sgd(model), 80)
+    found = Finder(mode)
+    found.attach()
+    again = nn.Sequential(*model)
+    train(again, sgd(again, {"0": 1e-8, "3": 1e-8, "5": 1e-7}), 60)
+    found.detach()
+    (watch,) = found.watches
+    assert set(words(found)[0].values()) == {"not judged"}
+    assert watch.diagnose() == []
+    assert advise(watch, states(watch)) == []
+
+
+def test_where_all_rates_are_too_low_the_largest_is_no_remedy(finder: Finder) -> None:
+    model = net()
+    train(model, sgd(model, {"0": 1e-9, "3": 1e-7, "5": 1e-7}), 120)
+    assert set(words(finder)[0].values()) == {"starved"}
+    (advice,) = advise(finder.watches[0], states(finder.watches[0]))
+    assert 'mode="free"' in advice.remedies[0].code
+    assert "1e-05" in advice.remedies[1].code
+
+
 def test_the_page_stands_alone(finder: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     train(model, sgd(model, RATES))

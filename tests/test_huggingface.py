@@ -170,7 +170,7 @@ def test_our_state_is_plain_numbers_beside_the_trainers(tmp_path):
 def test_a_checkpoint_of_a_run_without_us_is_taken_for_trained_weights(tmp_path):
     trainer(tmp_path, optimizer=starved, **SAVING).train()
     made = trainer(tmp_path, [callback := DensityCallback()], starved, max_steps=30, **SAVING)
-    with pytest.warns(UserWarning, match="not an untrained initialisation"):
+    with pytest.warns(UserWarning, match="the weights look trained"):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert set(callback.controller.scales.values()) == {1.0}
 

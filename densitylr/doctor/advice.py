@@ -82,7 +82,7 @@ def _remedies(
 
 def _starved(watch: Watch, ill: list[StageState], found: list[StageState]) -> list[Remedy]:
     largest = max(found, key=lambda s: s.rate)
-    low = [s for s in ill if s.rate < largest.rate]
+    low = [] if largest in ill else [s for s in ill if s.rate < largest.rate]
     one = len(watch.trainers) == 1
     if low and one:
         remedies = _wrapped(watch, "let the density run the rates", "")
@@ -92,7 +92,9 @@ def _starved(watch: Watch, ill: list[StageState], found: list[StageState]) -> li
         return remedies
     return [
         *_wrapped(watch, "its rate is too low: let the network find it", 'mode="free"'),
-        *_rates(watch, ill, f"{'or ' * one}try a hundred times the rate", ill[0].rate * 100),
+        *_rates(
+            watch, ill, f"{'or ' * one}try a hundred times the rate", max(s.rate for s in ill) * 100
+        ),
     ]
 
 
@@ -143,7 +145,8 @@ def _rates(watch: Watch, ill: list[StageState], aim: str, rate: float) -> list[R
         if trainer.made is not None and trainer.made.text and not trainer.made.assigned:
             numbers = ", ".join(map(str, groups))
             where = f"in the groups that {trainer.made} hands over"
-            code = f'{{"params": …, "lr": {rate:.3g}}}  # group {numbers}, {was} so far'
+            some = "group" if len(groups) == 1 else "groups"
+            code = f'{{"params": …, "lr": {rate:.3g}}}  # {some} {numbers}; {was} so far'
         found.append(Remedy(f"{aim}, {where}", code))
     return found
 

@@ -84,6 +84,8 @@ def verdict(watch: Watch, found: list[StageState]) -> str:
         return f"nothing surely wrong; unsure about {_some([s.stage for s in unsure])}"
     lifted = [s.lifted for s in found if s.word in FINE]
     slow = [s.stage for s in found if s.word == "slow"]
+    if len(slow) == n:
+        return "all learn, but late"
     if slow:
         return f"all learn, but {_some(slow)} late, at a rate far below the others'"
     rest = f", {_stages(len(frozen))} frozen; if that is meant, nothing to do"
@@ -130,7 +132,8 @@ def _judged(
             return "left out", "it can be trained, but no optimizer holds its parameters"
         if found.kind == "hot" and _is_head(history, stage) and hot == 1:
             return "unsure", f"{evidence}; the outputs of a head may grow so in good health"
-        if found.kind == "starved" and watch.acting and lifted is not None:
+        raised = bool((history.series(stage, "scale") > 1).any())
+        if found.kind == "starved" and watch.acting and raised and lifted is not None:
             return "repaired", f"starved {evidence}; {found.action}"
         if found.kind == "starved" and not watch.acting:
             return _held_back(watch, stage, lifted)
@@ -173,7 +176,7 @@ def _held_back(watch: Watch, stage: str, lifted: int | None) -> tuple[str, str]:
     largest = max(peak_rate(history, name) for name in history.stages)
     if largest > peak_rate(history, stage):
         evidence += f"; your largest is {largest:.1e}"
-    if lifted is not None:
+    if lifted is not None and has_moved(history, stage):  # not by a single output
         return "slow", f"lifted off at step {lifted} only: {evidence}"
     if watch.steps < EARLY:
         return (

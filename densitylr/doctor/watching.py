@@ -165,6 +165,7 @@ class Watch:
             self.history,
             mode=self.mode,
             frozen=self._frozen or untrainable(self.stages),
+            kept=self.kept.keys() - self._gains.keys(),
             gains=self._gains,
             observe_only=True,
         )
@@ -260,7 +261,7 @@ class Controlled(Watch):
         self.stages, self.history = controller.stages, controller.history
         self.layers = {name: list(stage.taps) for name, stage in self.stages.items()}
         self.acting = not controller.observe_only
-        self.kept = {}
+        self.kept = controller._kept
         self.steps = 0
         self.notes = [f"{name}: your script has a DensityLR already; this is its history"] * own
         self._optimizers = []
