@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from densitylr.policy import LawState
-
 __all__ = ["STATE_KEY", "asked_by_torch", "joined", "parted"]
 
 STATE_KEY = "densitylr"
@@ -46,13 +44,12 @@ def joined(inner: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
 def parted(
     state_dict: Mapping[str, Any], mode: str, stages: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The inner optimizer's state dict and ours, complete; None, with a warning, without any.
+    """The inner optimizer's state dict and ours; None, with a warning, without any.
 
     To be called where the user's call arrives.
 
     Args:
-        state_dict: what `joined` has made, in this version or an earlier one, or the state dict
-            of a bare optimizer.
+        state_dict: what `joined` has made, or the state dict of a bare optimizer.
         mode: of the `DensityLR` that it is for.
         stages: the names of its stages.
 
@@ -60,10 +57,7 @@ def parted(
         ValueError: it is of another mode or of other stages.
     """
     inner = {key: value for key, value in state_dict.items() if key != STATE_KEY}
-    found = state_dict.get(STATE_KEY)
-    if isinstance(found, tuple):  # it was a dictionary once
-        (found,) = found
-    if found is None:
+    if STATE_KEY not in state_dict:
         whose = "it is a bare optimizer's"
         if asked_by_torch():
             whose += (
@@ -76,20 +70,10 @@ def parted(
             stacklevel=3,
         )
         return inner, None
+    (found,) = state_dict[STATE_KEY]
     if found["mode"] != mode:
         raise ValueError(f"the state dict is of mode {found['mode']!r}, this DensityLR of {mode!r}")
     unknown = found["law"].keys() - stages
     if unknown:
         raise ValueError(f"the state dict has stages {sorted(unknown)}, this model {list(stages)}")
-    law = LawState.from_dict(found["law"])
-    waiting = [name for name, stage in law.stages.items() if not stage.lifted]
-    if waiting and "taps" not in found:
-        warnings.warn(
-            f"the state dict was saved without untrained twins: {', '.join(waiting)} will be "
-            "compared with the weights this DensityLR was made with",
-            UserWarning,
-            stacklevel=3,
-        )
-    steps = found["steps"]
-    added = {"due": steps, "decided": steps, "first": 0, "twins_due": True, "taps": {}}
-    return inner, {**added, **found}
+    return inner, found

@@ -31,7 +31,9 @@ def check_optimizer(optimizer: Optimizer, wrapper_class: type[Optimizer]) -> Non
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
     wrapper = vars(optimizer).get("_densitylr")
-    if isinstance(optimizer, wrapper_class) or (wrapper is not None and wrapper() is not None):
+    if isinstance(optimizer, wrapper_class):
+        raise ValueError("the optimizer is a DensityLR already")
+    if wrapper is not None and wrapper() is not None:
         raise ValueError(f"this {type(optimizer).__name__} has a DensityLR already")
     name = type(optimizer).__name__
     # Optimizer.__init__ sets this; torch's own step hooks depend on it.
@@ -74,9 +76,15 @@ def check_stages(optimizer: Optimizer, stages: Mapping[str, Stage]) -> None:
     """Refuse an optimizer that cannot train a stage; later, stages may be added as they thaw.
 
     Raises:
-        ValueError: the optimizer misses all of a stage's trainable parameters.
+        ValueError: the optimizer misses all trainable parameters of a stage, or of the model.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = [p for stage in stages.values() for p in stage.parameters.values()]
+    if any(p.requires_grad for p in parameters) and held.isdisjoint(map(id, parameters)):
+        raise ValueError(
+            "the optimizer holds no parameter of this model: it was made for another one, or for "
+            "a copy"
+        )
     for stage in stages.values():
         trainable = {n: p for n, p in stage.parameters.items() if p.requires_grad}
         if trainable and not any(id(p) in held for p in trainable.values()):

@@ -56,7 +56,8 @@ class DensityLR(Stepping):
             acts where all rates are equal. ``"warmup"`` starts at 1e-4 of the rates and finds,
             for each stage, the rate at which it comes alive, up to the largest rate of any group.
             ``"free"`` does so without a cap, and goes on raising all rates together while
-            gradients pull the weights away from where they began, for up to 100 steps. At a raise
+            gradients pull the weights away from where they began, for up to 100 steps; it wants a
+            schedule that decays after that. At a raise
             of ``"repair"`` the momentum buffers of the stage (SGD's and RMSprop's) are divided by
             its factor, so that it acts on the gradients to come.
         stages: the user's own stages, as in `find_stages`.
@@ -227,7 +228,8 @@ class DensityLR(Stepping):
 
     def __repr__(self) -> str:
         scaled = ", ".join(f"{n} ×{s:.4g}" for n, s in self.scales.items() if s != 1)
-        return f"DensityLR(mode={self.mode!r}, {scaled or 'nothing scaled'})\n{self.inner!r}"
+        state = "closed" if self._monitor.closed else scaled or "nothing scaled"
+        return f"DensityLR(mode={self.mode!r}, {state})\n{self.inner!r}"
 
     @property
     def _monitor(self) -> DensityMonitor:

@@ -277,7 +277,7 @@ class Decider:
         starved = self.mode == "repair" and first and decision.kind == "raise"
         _log.log(
             logging.WARNING if starved or decision.kind == "recover" else logging.INFO,
-            "%s%s",
+            "densitylr: %s%s",
             "would have changed " if self.observe_only else "",
             decision,
         )

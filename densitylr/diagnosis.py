@@ -181,6 +181,9 @@ def _starved(history: History, stage: str, observe_only: bool) -> Diagnosis | No
     evidence = f"{first.reason.split('; rate ')[0]} at rate {first.rate_before:.1e}"
     times = "1 decision" if len(changes) == 1 else f"{len(changes)} decisions"
     change = f"rate ×{last.scale:.4g} to {last.rate:.1e} in {times}"
+    yours = last.rate / last.scale
+    if not 0.5 < yours * first.scale_before / first.rate_before < 2:  # by a schedule
+        change += f", as yours was {yours:.1e} by then"
     if observe_only:
         action = f"only observed; it would have been {change}"
     elif lifted:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from densitylr.density import BINS, EDGES, TAU
+from densitylr.density import BINS, EDGES
 from densitylr.records import Decision, Reading, StageReading
 from densitylr.sinks import Sink, offer
 
@@ -23,8 +23,6 @@ BOUNDS = np.array([EDGES[0] ** 2 / EDGES[1], *EDGES, EDGES[-1] ** 2 / EDGES[-2]]
 end: they are as wide here, in octaves, as their neighbours, so that they can be drawn."""
 
 _FORMAT = 2
-# Format 1 had three bins an octave.
-_EDGES_1 = tuple(TAU * 2.0 ** (k / 3) for k in range(-15, 19))
 _NUMBERS = tuple(
     f.name for f in dataclasses.fields(StageReading) if f.name not in ("estimator", "histogram")
 )
@@ -217,10 +215,8 @@ class History:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
             meta = json.loads(str(arrays["meta"]))
-            if meta["format"] == 1:
-                arrays["histogram"] = _rebinned(arrays["histogram"], _EDGES_1)
-            elif meta["format"] != _FORMAT:
-                raise ValueError(f"format {meta['format']}, this version reads 1 and {_FORMAT}")
+            if meta["format"] != _FORMAT:
+                raise ValueError(f"format {meta['format']}, this version reads {_FORMAT}")
             history = cls(meta["budget"])
             for i, step in enumerate(arrays["steps"]):
                 stages = {}
@@ -281,21 +277,3 @@ class History:
     def _check_stage(self, stage: str) -> None:
         if self.readings and stage not in self.readings[-1].stages:
             raise KeyError(f"no stage {stage!r}; there are {', '.join(self.stages)}")
-
-
-def _rebinned(counts: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
-    """Counts in other bins, in ours: evenly spread, by the logarithm, in each old one.
-
-    Args:
-        counts: int64 ``[…, len(edges) + 1]``, the first and last bin without an end.
-        edges: upper edges of the old bins.
-
-    Returns:
-        int64 ``[…, BINS]``, of the same sums.
-    """
-    upto = np.cumsum(counts, axis=-1)[..., :-1].reshape(-1, len(edges))
-    at = np.log(np.clip(EDGES, edges[0], edges[-1]))
-    ours = np.array([np.interp(at, np.log(edges), row) for row in upto]).round()
-    ours = ours.reshape(*counts.shape[:-1], len(EDGES)).astype(np.int64)
-    total = counts.sum(-1, keepdims=True)
-    return np.diff(np.concatenate([np.zeros_like(total), ours, total], -1), axis=-1)

@@ -45,6 +45,9 @@ class Stepping(Facade):
         self._skipped = 0  # calls of zero_grad without a step
         self._stepping = False
         self._void = False  # the step that runs is none
+        for hooks in (stepped._optimizer_step_pre_hooks, stepped._optimizer_step_post_hooks):
+            for key in [k for k, hook in hooks.items() if _is_left(hook)]:
+                del hooks[key]
         me = weakref.ref(self)
         self._handles = [
             stepped.register_step_pre_hook(_hook(me, "_before_step")),
@@ -138,6 +141,24 @@ def _hook(controller: weakref.ref[Stepping], method: str) -> Any:
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         alive = controller()
-        return None if alive is None else getattr(alive, method)(args, kwargs)
+        if alive is not None:
+            return getattr(alive, method)(args, kwargs)
+        if method == "_before_step":
+            warnings.warn(
+                f"the DensityLR of this {type(optimizer).__name__} is gone, as nothing refers to "
+                "it, and its rates are left alone from here on: keep it in a variable, or end it "
+                "by close()",
+                UserWarning,
+                stacklevel=2,
+            )
+        return None
 
-    return torch.compiler.disable(hook)
+    found: Any = torch.compiler.disable(hook)
+    found.controller = controller
+    return found
+
+
+def _is_left(hook: Any) -> bool:
+    """Whether it is a hook of a controller that is gone."""
+    controller = getattr(hook, "controller", None)
+    return isinstance(controller, weakref.ref) and controller() is None

@@ -207,9 +207,11 @@ def verdict(
             f"{treated} and {baseline} are not distinguishable in {metric}: "
             f"mean difference {effect} ({numbers})"
         )
-        if smallest_effect and max(-estimate.low, estimate.high) < smallest_effect:
+        if smallest_effect:
+            inside = max(-estimate.low, estimate.high) < smallest_effect
             text += (
-                f"; a difference as large as {smallest_effect:g}, declared to matter, is excluded"
+                f"; a difference as large as {smallest_effect:g}, declared to matter, is "
+                f"{'excluded' if inside else 'not excluded'}"
             )
         return text + "."
     word = "higher" if estimate.effect > 0 else "lower"

@@ -229,4 +229,11 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(
+            "stopped: what was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -110,7 +110,7 @@ def test_weights_that_were_trained_are_left_alone_with_a_warning() -> None:
     with torch.no_grad():
         model[0].weight.add_(0.5)
     wrapped = DensityLR(starved(model), model, every=1)
-    with pytest.warns(UserWarning, match="weights look trained.*left alone: 0 \\("):
+    with pytest.warns(UserWarning, match=r"weights look trained.*left alone: 0 \("):
         one_step(model, wrapped, batches(8)[0])
     for batch in batches(8)[1:]:  # and no more
         one_step(model, wrapped, batch)
@@ -744,6 +744,25 @@ def test_a_missing_stage() -> None:
     assert [(d.stage, d.kind) for d in wrapped.diagnose()] == [("3", "frozen"), ("5", "frozen")]
 
 
+def test_an_optimizer_of_another_model() -> None:
+    with pytest.raises(ValueError, match="no parameter of this model: it was made for another"):
+        DensityLR(sgd(net()), net())
+
+
+def test_a_wrapper_that_nothing_refers_to_is_missed() -> None:
+    model, bare = net(), net()
+    inner, other = starved(model), starved(bare)
+    DensityLR(inner, model)
+    gc.collect()
+    first, second = batches(2)
+    one_step(bare, other, first)
+    one_step(bare, other, second)
+    for batch in (first, second):
+        with pytest.warns(UserWarning, match="the DensityLR of this SGD is gone"):
+            one_step(model, inner, batch)
+    assert same(model, bare)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
@@ -789,7 +808,7 @@ def test_wrapping_twice() -> None:
     wrapped = DensityLR(inner, model)
     hooks = hooks_of(model)
     for optimizer in (inner, wrapped):
-        with pytest.raises(ValueError, match="has a DensityLR already"):
+        with pytest.raises(ValueError, match=r"(SGD has|optimizer is) a DensityLR already"):
             DensityLR(optimizer, model)
     assert hooks_of(model) == hooks
     wrapped.close()
@@ -801,7 +820,9 @@ def test_wrapping_twice() -> None:
     del again
     gc.collect()
     assert gone() is None
-    DensityLR(inner, model)
+    third = DensityLR(inner, model)
+    one_step(model, third, batches(1)[0])  # without a warning that the second is gone
+    assert len(third.history) == 1
 
 
 def test_schedule_free_is_warned_about() -> None:

@@ -106,7 +106,26 @@ def test_what_cannot_be_run_is_refused_as_by_python(tmp_path: Path, command: lis
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "__main__.py").write_text("import sys; print(sys.argv, sys.path[0])")
     own, seen = compared(tmp_path, *command)
-    assert own.returncode == 0 or seen.stderr == own.stderr
+    runs = command == ["full"]
+    assert (own.returncode == 0) == runs
+    assert runs or seen.stderr == own.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "because"),
+    [
+        (["--output", "script.py/folder"], "script.py is no folder to write to"),
+        (["--compare", "--live"], "--compare compares two that have ended"),
+    ],
+)
+def test_options_that_cannot_be_kept_are_refused_before_the_run(
+    tmp_path: Path, options: list[str], because: str
+) -> None:
+    (tmp_path / "script.py").write_text("open('began', 'w')")
+    seen = python("-m", "densitylr", *options, "script.py", folder=tmp_path)
+    assert seen.returncode == 2
+    assert because in seen.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["script.py"]
 
 
 @pytest.mark.parametrize("ending", ["raise ValueError('in the middle')", "INTERRUPT"])

@@ -35,16 +35,23 @@ has to say comes at the end, on stderr.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the doctor; ends as the script ends."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     target = Target(options.script, options.arguments, module=options.module)
+    output = Path(options.output or "densitylr-doctor")
+    there = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        parser.error(f"--output: {output} cannot be made, as {there} is no folder to write to")
+    if options.compare and options.live:
+        parser.error("--live shows a run while it trains, --compare compares two that have ended")
     if options.compare:
         from densitylr.doctor.comparing import compare
 
-        return compare(target, options.mode or "repair", Path(options.output or "densitylr-doctor"))
+        return compare(target, options.mode or "repair", output)
     Doctor(
         target,
         options.mode,
-        Path(options.output or "densitylr-doctor"),
+        output,
         live=options.live,
         record=Path(options.record) if options.record else None,
     ).run()
@@ -70,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     for mode, does in (
         ("repair", "raise the rate of starved stages"),
         ("warmup", "find the rates from 1e-4 of yours upwards"),
-        ("free", "the same without a cap"),
+        ("free", "the same without a cap; for a schedule that decays"),
     ):
         acting.add_argument(
             f"--{mode}", dest="mode", action="store_const", const=mode, help=f"act: {does}"

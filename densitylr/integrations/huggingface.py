@@ -16,7 +16,7 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
-from densitylr.checkpoint import STATE_KEY
+from densitylr.checkpoint import STATE_KEY, joined
 from densitylr.controller import DensityLR
 from densitylr.history import check_series
 from densitylr.monitor import DensityMonitor
@@ -108,7 +108,7 @@ class DensityCallback(TrainerCallback, ExportableState):
                 if untrained is not None and untrained[0] is model:
                     eyes, first = untrained[1:]
                 ours = _with_first_weights(ours, eyes.state_dict(), first)
-                self.controller.load_state_dict({**optimizer.state_dict(), STATE_KEY: ours})
+                self.controller.load_state_dict(joined(optimizer.state_dict(), ours))
         if untrained is not None:
             untrained[1].close()
         # The trainer expects an entry there, and a checkpoint made without us has none.

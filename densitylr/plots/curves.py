@@ -36,7 +36,7 @@ def near_zero(history: History) -> Figure:
     axes = figure.subplots()
     draw_near_zero(axes, history)
     axes.set_xlabel(STEP)
-    legend_beside(figure, history, dotted=True)
+    legend_beside(figure, history, dotted=True, kinds=("lift-off",))
     return figure
 
 

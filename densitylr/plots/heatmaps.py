@@ -12,6 +12,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from densitylr.density import TAU
@@ -93,7 +94,8 @@ def draw_grid(figure: Any, history: History, names: Sequence[str]) -> None:
             axes.tick_params(labelbottom=True)
     label = _MAGNITUDE if rows == 1 else f"activation magnitude, {_MAGNITUDE}"
     figure.supylabel(label, fontsize="medium")
-    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=_DENSITY, aspect=12 * rows)
+    density = _DENSITY.replace(" per", "\nper") if rows == 1 else _DENSITY
+    figure.colorbar(mesh, ax=list(grid.flat)[: len(names)], label=density, aspect=12 * rows)
 
 
 def grid_shape(n: int) -> tuple[int, int]:
@@ -116,7 +118,8 @@ def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> Qu
     axes.yaxis.set_major_locator(FixedLocator([0.01, TAU, 1.0]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 6, 7, 8, 9)))
-    axes.axhline(TAU, color="white", linestyle="--", linewidth=1.2)
+    outline = [withStroke(linewidth=2.4, foreground="white")]  # empty bins are white, full not
+    axes.axhline(TAU, color="black", linestyle="--", linewidth=1.0, path_effects=outline)
     first, last = axes.get_xlim()
     for decision in history.decisions:
         if decision.stage == stage and first <= decision.step <= last:

@@ -6,6 +6,7 @@ fourth has a line style of its own; both survive colour-blind eyes and a grey pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,24 +59,26 @@ def step_ticks(axes: Axes, history: History, most: int) -> None:
     axes.xaxis.set_major_locator(locator)
 
 
-def legend_beside(figure: Figure, history: History, dotted: bool) -> None:
-    """Beside the axes, where it covers nothing however many stages there are."""
+def legend_beside(
+    figure: Figure, history: History, dotted: bool, kinds: Sequence[str] = tuple(MARKERS)
+) -> None:
+    """Beside the axes, where it covers nothing; ``kinds`` of decisions are marked there."""
     figure.legend(
-        handles=line_key(history, dotted),
+        handles=line_key(history, dotted, kinds),
         loc="outside right upper",
         fontsize="small",
         frameon=False,
     )
 
 
-def line_key(history: History, dotted: bool) -> list[Line2D]:
+def line_key(history: History, dotted: bool, kinds: Sequence[str] = tuple(MARKERS)) -> list[Line2D]:
     handles = [Line2D([], [], label=stage, **look) for stage, look in looks(history).items()]
     if dotted:
         handles.append(
             Line2D([], [], color="gray", linestyle=DOTTED, linewidth=1.0, label="untrained")
         )
     words = {"raise": "raised", "lower": "lowered", "lift-off": "lift-off", "recover": "went back"}
-    for kind in MARKERS:
+    for kind in kinds:
         if any(d.kind == kind and d.stage in history.stages for d in history.decisions):
             handles.append(
                 Line2D(

@@ -62,7 +62,6 @@ def cells() -> list[Cell]:
         for name, try_it in (
             ("bare → ours", _from_bare),
             ("ours → bare", _to_bare),
-            ("saved before twins were", _without_twins),
             ("distributed.checkpoint", _distributed_checkpoint),
         ):
             found.append(Cell("checkpoints", kind, name, functools.partial(try_it, kind)))
@@ -178,20 +177,6 @@ def _to_bare(kind: str) -> None:
     bare.load_state_dict(optimizer.state_dict())
     assert _state(bare) == _state(optimizer)
     assert bare.state
-
-
-def _without_twins(kind: str) -> None:
-    """Loaded with a warning, and gone on with."""
-    _, optimizer = _trained(kind)
-    state = optimizer.state_dict()
-    state["densitylr"] = {k: v for k, v in state["densitylr"][0].items() if k != "taps"}
-    other, fresh = start(kind, "linear")
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        fresh.load_state_dict(state)
-    assert any("without untrained twins" in str(w.message) for w in told)
-    assert fresh.scales == optimizer.scales
-    go_on(other, fresh, STEPS - 3)
 
 
 def _distributed_checkpoint(kind: str) -> None:
