@@ -1,4 +1,4 @@
-"""What a collapse looks like: readings in, evidence in words out. Pure, no torch.
+"""What a collapse looks like: readings in, evidence in words out.
 
 The near-zero density alone does not show it: activations explode, or no longer depend on the
 example. A healthy net does nothing of the kind from one probe to the next, once it has settled.

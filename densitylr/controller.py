@@ -57,13 +57,13 @@ class DensityLR(Stepping):
             for each stage, the rate at which it comes alive, up to the largest rate of any group.
             ``"free"`` does so without a cap, and goes on raising all rates together while
             gradients pull the weights away from where they began, for up to 100 steps; it wants a
-            schedule that decays after that. At a raise
-            of ``"repair"`` the momentum buffers of the stage (SGD's and RMSprop's) are divided by
-            its factor, so that it acts on the gradients to come.
+            schedule that decays after that. At a raise of ``"repair"`` the momentum buffers of the
+            stage (SGD's and RMSprop's) are divided by its factor, so that it acts on the gradients
+            to come.
         stages: the user's own stages, as in `find_stages`.
         every: optimizer steps from one probe to the next: half of that (rounded down) during
-            the first 20 steps; more, up to ten times as many, where nothing has been decided
-            for long (a twentieth of that time). With ``recover`` it is never more.
+            the first 20 steps; after a long time without a decision a twentieth of that time, at
+            most ``10 * every``, but not with ``recover``.
         policy: another `Policy` than ``LiftOff(mode)`` with the optimizer's momentum. A ``LiftOff``
             brings its own mode; for others ``mode`` is only a name, but under ``"repair"`` momentum
             is corrected at raises. A policy with ``follows = True`` is given the pull of gradients

@@ -39,8 +39,9 @@ def diagnose(
     ``starved``: in ``repair``, the stage stayed untrained, or near to it, while others had a larger
     rate, and its rate was raised more than eightfold; or no stage at all has moved, for which
     ``repair`` has no remedy. Of stages that were trained before, a low rate is no illness.
-    ``hot``: within the first steps its outputs ran away from their untrained scale, unless that
-    was a bad one; or, while outputs below the head grew, they became the same for all examples.
+    ``hot``: within the first steps its outputs ran away from their untrained scale (not judged
+    where the initial gain was bad); or, while outputs below the head grew, they became the same
+    for all examples.
     ``collapsed``: more than 60 % of the outputs are near zero against their own RMS, at the last
     three probes, and at least twice as many as at the first; or, in the midst of training, the
     outputs grew more than 4.5-fold from one probe to the next, and stayed. A stage that is hot

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Ranks", "alike", "combine", "find_ranks", "is_sharded", "stepping_optimizer", "whole"]
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others at a probe, to which they come in the same step."""
+"""How long a rank waits at a probe for the others, which reach it in the same step."""
 
 _AT = {name: i for i, name in enumerate(TABLE)}
 

@@ -19,7 +19,7 @@ from densitylr.records import StageReading
 __all__ = ["DOUBT", "Trust", "heat_at", "heated", "trusted"]
 
 LATE = 3
-"""So many times the steps that are heeded a stage's first reading may be late, and still tells."""
+"""A stage's first reading still counts if it comes within so many times the heeded steps."""
 
 DOUBT = "outputs at your largest rate have changed"
 """How the reason begins for which a rate is taken back."""

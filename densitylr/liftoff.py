@@ -32,7 +32,7 @@ class LiftOff:
     ``D`` is a stage's displacement, ``|ln(near-zero density / untrained density)|``.
 
     ``repair`` raises the scale, from 1 up to the largest rate the user gave to any group, at every
-    probe where the largest ``D`` so far, as it crosses zero by chance, is less than ``expected =
+    probe where the largest ``D`` so far, as it may fall back by chance, is less than ``expected =
     healthy * min(1, steps / patience)``: by ``expected / D``, as ``D`` grows in proportion to the
     rate, at least by ``growth`` and at most by ``leap``, or by ``expected * n`` if that is more:
     with n outputs near zero, a displacement below 1/n cannot be seen, and until that much, or all
@@ -53,7 +53,7 @@ class LiftOff:
     ``warmup`` and ``free`` start at ``start`` and solve for the rate: as ``D`` grows in
     proportion to the rate spent, ``S = sum of rates``, the rate that gives a displacement of
     ``speed`` a step is ``speed * S / D``. Here ``D`` is the largest displacement so far, as it
-    crosses zero by chance, and of each rate as much is spent as reaches the weights:
+    may fall back by chance, and of each rate as much is spent as reaches the weights:
     ``1 - momentum**t`` of it in step ``t`` while momentum builds up, ``1 / sqrt(1 - memory**t)``
     times as much while an average of squares does (RMSprop's). While ``D`` is not visible the
     rate is raised by ``leap`` instead: ``D`` is visible above ``visible`` and above

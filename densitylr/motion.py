@@ -50,7 +50,7 @@ AWAY_ALONE, OUTSTANDING = math.log(14), 5.0
 """The same for a stage whose rate is so many times the median rate of all stages."""
 
 MOVED_ALONE, FAR_OUT = 1.0, 50.0
-"""The same, further out."""
+"""And of one whose rate is as many times the median as this."""
 
 JUMP = math.log(12)
 """Growth from one probe to the next that no healthy training shows after the first steps."""

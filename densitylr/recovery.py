@@ -33,7 +33,7 @@ JUMP = 2.0
 """Growth of a rate from one probe to the next that may be the beginning of a collapse."""
 
 SHARE, RARE = 20, 50
-"""The steps so far over this are the steps from one snapshot to the next, but never more than …"""
+"""From one snapshot to the next there are 1 / SHARE of the steps so far, at most RARE."""
 
 TRIES = 6
 """Recoveries, each soon after the last one, after which we give up."""
@@ -42,9 +42,9 @@ TRIES = 6
 class Recovery:
     """Snapshots of healthy states, and what to do at a collapse.
 
-    Every healthy probe takes a snapshot at first; later, when there is more to lose by their cost
-    than by going back further, one in each twentieth of the steps so far, at least every 50. Two
-    are kept. Training goes back to the newer one; to the older one where the newer may have been
+    At first every healthy probe takes a snapshot; later, as snapshots then cost more than the steps
+    that would be lost, one is taken each twentieth of the steps so far, at most 50 apart. Two are
+    kept. Training goes back to the newer one; to the older one where the newer may have been
     taken when the collapse had begun but did not show: a rate had just grown, or training has
     collapsed soon after it had gone back. They cost twice the memory of parameters, buffers and
     optimizer state, where those are: with Adam six times that of the parameters.
