@@ -19,7 +19,13 @@ from densitylr.density import TAU
 from densitylr.history import BOUNDS, History
 from densitylr.plots.looks import STEP, check, step_ticks
 
-__all__ = ["density_heatmap", "density_heatmaps", "draw_grid", "grid_shape"]
+__all__ = [
+    "density_heatmap",
+    "density_heatmaps",
+    "draw_grid",
+    "grid_shape",
+    "lines_on_heatmaps",
+]
 
 _MAGNITUDE = "|a| / untrained RMS"
 _DENSITY = "share of the outputs per octave (log scale)"
@@ -131,12 +137,21 @@ def _draw_heatmap(axes: Axes, history: History, stage: str, norm: LogNorm) -> Qu
 
 def _line_key(figure: Figure, history: History, names: Sequence[str]) -> None:
     """Say below a heat map what its lines are."""
+    figure.legend(
+        handles=lines_on_heatmaps(history, names),
+        loc="outside lower center",
+        ncols=2,
+        fontsize="small",
+        frameon=False,
+    )
+
+
+def lines_on_heatmaps(history: History, names: Sequence[str]) -> list[Line2D]:
+    """What the lines on the heat maps of these stages are, for a legend."""
     handles = [Line2D([], [], color="black", linestyle="--", label=f"near zero, {TAU:g}")]
     if any(d.stage in names for d in history.decisions):
         handles.append(Line2D([], [], color=_DECISION_COLOUR, linewidth=0.8, label="decision"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False
-    )
+    return handles
 
 
 def _norm(history: History, names: Sequence[str]) -> LogNorm:

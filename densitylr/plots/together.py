@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from densitylr.history import History
 from densitylr.plots.curves import draw_near_zero, draw_rates, draw_scales
-from densitylr.plots.heatmaps import draw_grid, grid_shape
+from densitylr.plots.heatmaps import draw_grid, grid_shape, lines_on_heatmaps
 from densitylr.plots.looks import STEP, check, line_key
 
 __all__ = ["overview"]
@@ -40,7 +40,7 @@ def overview(history: History) -> Figure:
     draw_scales(right, history)
     for axes in (left, middle, right):
         axes.set_xlabel(STEP)
-    handles = line_key(history, dotted=True)
+    handles = [*lines_on_heatmaps(history, names), *line_key(history, dotted=True)]
     below.legend(
         handles=handles,
         loc="outside lower center",
