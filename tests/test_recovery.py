@@ -341,6 +341,37 @@ def test_later_there_are_fewer_snapshots_but_one_before_a_rate_jumps(
     assert all(gap == max(1, at // SHARE) for at, gap in gaps.items() if 20 <= at < 290)
 
 
+@pytest.mark.parametrize("spike", [False, True])
+def test_a_snapshot_after_a_step_at_a_far_larger_rate_is_not_gone_back_to(spike: bool) -> None:
+    """Even if the rate rose and fell between two probes, at which it was the usual one."""
+    model = net()
+    wrapped = DensityLR(sgd(model, lr=1e-3), model, every=4, recover=True)  # each second step
+    for i, batch in enumerate(batches(14)):
+        wrapped.param_groups[0]["lr"] = 1e-2 if spike and i == 9 else 1e-3
+        one_step(model, wrapped, spoiled(batch) if i == 12 else batch)
+    assert set(wrapped.history.series("0", "rate")) == {1e-3}
+    (event,) = events(wrapped)
+    assert f"went back to step {8 if spike else 10}" in event.reason
+
+
+def test_while_a_collapse_is_suspected_the_twin_of_a_stage_that_lifts_off_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = net()
+    groups = [{"params": model[:3].parameters(), "lr": 1e-4}, {"params": model[3:].parameters()}]
+    wrapped = DensityLR(torch.optim.SGD(groups, lr=0.1), model, every=2, recover=True)
+    monkeypatch.setattr(recovery.Recovery, "healthy", property(lambda self: False))
+    *most, last = batches(80)
+    for batch in most:
+        one_step(model, wrapped, batch)
+    assert wrapped._law.stages["0"].lifted
+    assert wrapped._monitor._taps["0"].twin is not None
+    monkeypatch.undo()
+    one_step(model, wrapped, last)
+    one_step(model, wrapped, last)
+    assert wrapped._monitor._taps["0"].twin is None
+
+
 def test_a_collapse_that_comes_again_is_seen_though_the_snapshot_is_old() -> None:
     """What is gone back to is older than the last healthy readings; they are known all the same."""
     model = net()
