@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from densitylr.density import BINS, ESTIMATORS, TABLE, summarise
-from densitylr.probe import DORMANT, PEAK, SUMS, UNKEPT, VARIETY, Probe
+from densitylr.probe import DORMANT_AT, PEAK_AT, SUMS, UNKEPT, VARIETY_AT, Probe
 from densitylr.records import StageReading
 from densitylr.stages import Stage
 from densitylr.taps import Tap
@@ -64,7 +64,7 @@ def tabulate(
             compared[i] = *reference, ESTIMATORS.index(tap.estimator)
         for name, column in zip(_COMPARED, np.array(compared).T, strict=True):
             found[name] = column
-        for name, column in (("dormant", DORMANT), ("variety", VARIETY), ("peak", PEAK)):
+        for name, column in (("dormant", DORMANT_AT), ("variety", VARIETY_AT), ("peak", PEAK_AT)):
             found[name] = rows[:, column]
         columns = np.stack([found[name] for name in TABLE], 1)
         at = [tap.row for tap in own]

@@ -153,10 +153,6 @@ class Decider:
         self.go_back()
         self._arm_if_due()
 
-    @property
-    def due(self) -> bool:
-        return self.steps >= self.cadence.due
-
     def go_back(self) -> None:
         """Put back the snapshot that a recovery has decided on, if one has."""
         target = self.recovery.go_back() if self.recovery is not None else None
@@ -231,7 +227,7 @@ class Decider:
             self.pull.let_go()
 
     def _arm_if_due(self) -> None:
-        if self.due and not self.monitor.closed:
+        if self.steps >= self.cadence.due and not self.monitor.closed:
             self.monitor.arm(variety=self.cadence.young(self.steps))
 
     def _miss(self) -> None:

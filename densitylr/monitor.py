@@ -16,7 +16,7 @@ from densitylr.cadence import check_every
 from densitylr.distributed import Ranks, is_sharded
 from densitylr.history import History
 from densitylr.hooks import RootHook, TapHook
-from densitylr.probe import PEAK, VARIETY, Probe
+from densitylr.probe import PEAK_AT, VARIETY_AT, Probe
 from densitylr.records import Reading
 from densitylr.sampling import tap_budget
 from densitylr.stages import Stage, find_stages, unwrap
@@ -158,7 +158,7 @@ class DensityMonitor:
             tap.device = None
         if self._varied:  # at the last probe
             for probe in self._probes.values():
-                probe.rows[:, VARIETY] = math.nan
+                probe.rows[:, VARIETY_AT] = math.nan
         self.armed, self._varied = True, variety or self.watching
 
     def collect(self, step: int) -> Reading | None:
@@ -226,7 +226,7 @@ class DensityMonitor:
 
     def _peaks_so_far(self) -> dict[str, float]:
         """The largest RMS since the last probe, of each watched tap that was called."""
-        rows = [probe.rows[:, PEAK].tolist() for probe in self._probes.values()]
+        rows = [probe.rows[:, PEAK_AT].tolist() for probe in self._probes.values()]
         found = {n: [column[self._taps[n].row] for column in rows] for n in self.watched}
         return {name: float(np.max(peaks)) for name, peaks in found.items() if peaks} | self._loaded
 
@@ -248,7 +248,7 @@ class DensityMonitor:
             tap.device = a.device
         if watched:
             if name in self._loaded:
-                here.rows[tap.row, PEAK] = self._loaded.pop(name, 0.0)
+                here.rows[tap.row, PEAK_AT] = self._loaded.pop(name, 0.0)
             tap.keep_peak(a, here.peaks[tap.row])
         if probe and self._varied:
             tap.read_variety(a, here.rows[tap.row])

@@ -22,10 +22,10 @@ from densitylr.density import (
 )
 from densitylr.sampling import SHAPES, shares_memory
 
-__all__ = ["DORMANT", "PEAK", "SUMS", "UNKEPT", "VARIETY", "Probe"]
+__all__ = ["DORMANT_AT", "PEAK_AT", "SUMS", "UNKEPT", "VARIETY_AT", "Probe"]
 
 SUMS = len(COLUMNS) + BINS - 1
-DORMANT, VARIETY, PEAK = SUMS, SUMS + 1, SUMS + 2
+DORMANT_AT, VARIETY_AT, PEAK_AT = SUMS, SUMS + 1, SUMS + 2
 """A row: what `measure` gives, dormant share, variety, peak."""
 
 UNKEPT = -1.0
@@ -66,10 +66,10 @@ class Probe:
         self.twin_row = {tap: taps + i for i, tap in enumerate(twins)}
         count = taps + len(twins)
         self.sizes = [0] * count
-        self.rows = torch.zeros(count, PEAK + 1, dtype=row_dtype(device), device=device)
-        self.rows[:, DORMANT:PEAK] = torch.nan
-        self.rows[:, PEAK] = UNKEPT
-        self.peaks = self.rows[:, PEAK].unbind()
+        self.rows = torch.zeros(count, PEAK_AT + 1, dtype=row_dtype(device), device=device)
+        self.rows[:, DORMANT_AT:PEAK_AT] = torch.nan
+        self.rows[:, PEAK_AT] = UNKEPT
+        self.peaks = self.rows[:, PEAK_AT].unbind()
         self.forget_peaks()
         known = [math.nan if value is None else value for value in rms0]
         real: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the default is
@@ -168,7 +168,7 @@ class Probe:
         self._rms0[at] = found[:, COLUMNS.index("rms0")].float()
         thin = values[:taps, ::THINNED]
         quiet = dormant(thin, self._slots[mine, : thin.shape[1]], self._weights[mine])
-        self.rows[mine, DORMANT] = quiet / self._channels[mine]
+        self.rows[mine, DORMANT_AT] = quiet / self._channels[mine]
 
     def _untrained(self, rows: list[int]) -> Tensor | None:
         """Where `measure` finds the untrained RMS; None where no twin is among the rows."""

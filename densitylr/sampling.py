@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "BLOCK_CHANNELS",
     "BUDGET",
-    "CHANNELS",
     "PAIRED",
     "SHAPES",
     "Sampler",
@@ -24,7 +24,7 @@ __all__ = [
     "tap_budget",
 ]
 
-CHANNELS = 64
+BLOCK_CHANNELS = 64
 """Most output channels of a block."""
 
 PAIRED = 2**16
@@ -84,7 +84,7 @@ class Sampler:
             width = layer.out_channels if layer.groups == 1 else 0
         elif isinstance(layer, nn.Embedding):
             width = layer.embedding_dim
-        self.channel_stride = 1 if budget is None else max(1, -(-width // CHANNELS))
+        self.channel_stride = 1 if budget is None else max(1, -(-width // BLOCK_CHANNELS))
         # A recurrent or attention layer has its examples along dimension 1 unless told.
         self.examples = int(not getattr(layer, "batch_first", True))
         self._views: dict[object, _View] = {}

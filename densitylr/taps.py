@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densitylr.density import loudness, variety
-from densitylr.probe import VARIETY, Probe
+from densitylr.probe import VARIETY_AT, Probe
 from densitylr.sampling import Sampler
 from densitylr.twin import Args, Kwargs, make_twin
 
@@ -59,7 +59,7 @@ class Tap:
     def read_variety(self, a: Tensor, row: Tensor) -> None:
         """How much depends on the example, in ``row``."""
         sample = self.sampler.block(a)
-        row[VARIETY] = variety(sample, min(self.sampler.examples, sample.ndim - 1))
+        row[VARIETY_AT] = variety(sample, min(self.sampler.examples, sample.ndim - 1))
 
     def let_twin_go(self) -> None:
         if self.twin is not None:

@@ -2,7 +2,7 @@
 
 A density moves for two reasons: because the layer learned, or because its input changed. A copy
 of the layer's first weights, given the very same input, tells the two apart. The copy holds at
-most `CHANNELS` output channels and answers for one block of the outputs, so its cost does not
+most `BLOCK_CHANNELS` output channels and answers for one block of the outputs, so its cost does not
 grow with the width of the layer or the size of the batch.
 """
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from densitylr.sampling import BUDGET, CHANNELS, LEAST, PAIRED, Sampler, tap_budget
+from densitylr.sampling import BLOCK_CHANNELS, BUDGET, LEAST, PAIRED, Sampler, tap_budget
 
 
 def numbered(*shape: int) -> Tensor:
@@ -20,7 +20,7 @@ def test_a_block_is_bounded_and_even() -> None:
     output = numbered(64, 200, 30, 30)
     block = sampler.block(output)
     assert block.data_ptr() == output.data_ptr()  # a view
-    assert block.shape[1] <= CHANNELS
+    assert block.shape[1] <= BLOCK_CHANNELS
     assert block.numel() <= PAIRED
     rows = torch.unique(block[:, 0, 0, 0] // (200 * 30 * 30))
     assert len(torch.unique(rows.diff())) == 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from densitylr import DensityMonitor, StageReading
 from densitylr.density import TAU
-from densitylr.sampling import CHANNELS, Sampler
+from densitylr.sampling import BLOCK_CHANNELS, Sampler
 from densitylr.twin import first_tensor, make_twin
 
 
@@ -45,11 +45,11 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[..., 
     "linear on tokens": (lambda: nn.Linear(8, 16, bias=False), (4, 7, 8), plain),
     "linear on one example": (lambda: nn.Linear(8, 64), (8,), plain),
     "linear by keyword": (lambda: nn.Linear(8, 16), (32, 8), lambda m, x: m(input=x)),
-    "wide linear": (lambda: nn.Linear(8, 5 * CHANNELS + 3), (40, 8), plain),
+    "wide linear": (lambda: nn.Linear(8, 5 * BLOCK_CHANNELS + 3), (40, 8), plain),
     "conv1d": (lambda: nn.Conv1d(8, 6, 3, padding="same"), (5, 8, 11), plain),
     "conv2d": (lambda: nn.Conv2d(8, 12, 3), IMAGE, plain),
     "conv2d on one example": (lambda: nn.Conv2d(8, 12, 3), IMAGE[1:], plain),
-    "wide conv2d": (lambda: nn.Conv2d(8, 2 * CHANNELS + 1, 3, padding=1), IMAGE, plain),
+    "wide conv2d": (lambda: nn.Conv2d(8, 2 * BLOCK_CHANNELS + 1, 3, padding=1), IMAGE, plain),
     "conv2d, strided and dilated": (
         lambda: nn.Conv2d(8, 12, (3, 2), stride=(2, 1), dilation=2, padding=(2, 1)),
         IMAGE,
@@ -183,12 +183,14 @@ def test_displacement_against_the_definition(name: str) -> None:
 
 
 def test_embedding() -> None:
-    model = nn.Sequential(nn.Embedding(20, 2 * CHANNELS, padding_idx=0), nn.Linear(2 * CHANNELS, 3))
+    model = nn.Sequential(
+        nn.Embedding(20, 2 * BLOCK_CHANNELS, padding_idx=0), nn.Linear(2 * BLOCK_CHANNELS, 3)
+    )
     tokens = torch.randint(0, 20, (6, 5))
     with DensityMonitor(model, every=None) as monitor:
         seen = read(model, tokens, monitor=monitor)
         assert (seen["0"].estimator, seen["0"].displacement) == ("twin", 0)
-        assert seen["0"].count == 6 * 5 * CHANNELS
+        assert seen["0"].count == 6 * 5 * BLOCK_CHANNELS
         with torch.no_grad():
             model[0].weight[1:] += 1
         assert read(model, tokens, monitor=monitor)["0"].displacement > 0.05
