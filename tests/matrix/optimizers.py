@@ -27,7 +27,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     for name, kind in vars(torch.optim).items()
     if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer
 }
-REFUSED = {"LBFGS": "one parameter group", "Rprop": "at its first step only"}
+REFUSED = {"LBFGS": "single parameter group", "Rprop": "at its first step only"}
 MODELS: dict[str, Callable[[], nn.Module]] = {"SparseAdam": Bags, "Muon": bias_free}
 RATE = 0.02
 STEPS = 6
