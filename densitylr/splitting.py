@@ -72,8 +72,6 @@ class Scaling:
         stepped = [(part, ours) for _, part, ours in self._parts]
         stepped += [(group, ours) for group, _, ours in self._rates]
         written = [(g["lr"], ours) for g, ours in stepped if g["lr"] is not ours]
-        for group, rate, _ in self._rates:
-            group["lr"] = rate
         self._put_back()
         if written:
             found, ours = written[0]
@@ -86,13 +84,13 @@ class Scaling:
     def heal(self) -> None:
         """Undo what a step that raised has left; the user's groups lose nothing by it."""
         if self._groups is not None:
+            # Someone who has set another rate since the step failed meant it.
+            self._rates = [scaled for scaled in self._rates if scaled[0]["lr"] is scaled[2]]
             self._put_back()
 
     def _put_back(self) -> None:
-        for group, rate, ours in self._rates:
-            # Someone who has set another rate since the step failed meant it.
-            if group["lr"] is ours:
-                group["lr"] = rate
+        for group, rate, _ in self._rates:
+            group["lr"] = rate
         if self._parts and self._groups is not None:
             self.optimizer.param_groups = self._groups
         self._groups = None

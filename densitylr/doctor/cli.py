@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     target = Target(options.script, options.arguments, module=options.module)
     output = Path(options.output or "densitylr-doctor")
-    there = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    place = output.absolute()
+    there = next(p for p in (place, *place.parents) if p.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         parser.error(f"--output: {output} cannot be made, as {there} is no folder to write to")
     if options.compare and options.live:

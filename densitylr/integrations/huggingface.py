@@ -162,7 +162,7 @@ def _with_first_weights(
     """
     taps = {
         name: {**tap, "twin": made[name]["twin"] if tap["twin"] else None}
-        for name, tap in ours.get("taps", {}).items()
+        for name, tap in ours["taps"].items()
     }
     pull = {name: first[name] for name in ours.get("pull", {}) if name in first}
-    return {**ours, "taps": taps, "pull": pull} if taps else ours
+    return {**ours, "taps": taps, "pull": pull}

@@ -47,7 +47,6 @@ ALONE = {
     "the same, throw_on_early_termination": ("uneven", "ended together"),
     "a rank that does not come to a step": ("uneven", "late"),
     "a rank that dies": ("death", "death"),
-    "Hugging Face callback, resumed": ("callbacks", "resumed"),
 }
 
 
@@ -62,10 +61,13 @@ def cells() -> list[Cell]:
         Cell("one model, several processes", row, "outcome", functools.partial(_look_up, *place))
         for row, place in ALONE.items()
     ]
-    parallel = Cell(
-        "one model, several processes", "DataParallel, without a GPU", "outcome", _data_parallel
-    )
-    return [*found, parallel]
+    more = {
+        "Hugging Face callback, resumed": _hugging_face,
+        "DataParallel, without a GPU": _data_parallel,
+    }
+    return found + [
+        Cell("one model, several processes", row, "outcome", try_it) for row, try_it in more.items()
+    ]
 
 
 @functools.cache
@@ -95,8 +97,6 @@ def _launch(script: str) -> dict[str, list[str]]:
 
 
 def _look_up(script: str, name: str) -> str | None:
-    if script == "callbacks":
-        need("transformers", "huggingface")
     found = _launch(script)
     kind, reason = found.get(name, found["output"])
     if kind == "failed":
@@ -110,6 +110,11 @@ def _nccl() -> None:
         f"needs a process on each of two GPUs, here {count} can be seen; the cells above run on "
         "the CPU with gloo only"
     )
+
+
+def _hugging_face() -> str | None:
+    need("transformers", "huggingface")
+    return _look_up("callbacks", "resumed")
 
 
 def _data_parallel() -> None:

@@ -6,10 +6,8 @@ import json
 import warnings
 from typing import Any
 
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from densitylr import DensityLR
 from tests.matrix.ranks.common import (
     STAGES,
     STARVED,
@@ -24,17 +22,6 @@ from tests.matrix.ranks.common import (
 )
 
 
-def begun(callback: Any, model: nn.Module, weights: Any, state: Any) -> DensityLR:
-    """What Hugging Face's callback makes, of a model that may go on from a checkpoint."""
-    callback.on_init_end(None, state, None, model=model)
-    if weights is not None:
-        model.load_state_dict(weights)
-    optimizer = sgd(user_groups(model, STARVED))
-    callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
-    made: DensityLR = callback.controller
-    return made
-
-
 def resumed_by_hugging_face() -> None:
     """Half of the steps, a checkpoint, another model that goes on: as one run all the way."""
     with warnings.catch_warnings():
@@ -46,13 +33,16 @@ def resumed_by_hugging_face() -> None:
     def run(steps: range, checkpoint: Any = None) -> tuple[Run, DensityCallback]:
         state = TrainerState(stateful_callbacks={})
         callback, model = DensityCallback(every=2), net()
-        if checkpoint is not None:
+        callback.on_init_end(None, state, None, model=model)
+        optimizer = sgd(user_groups(model, STARVED))
+        if checkpoint is not None:  # in a trainer's order
             state.global_step = steps.start
             state.stateful_callbacks = {"DensityCallback": checkpoint["ours"]}
-        opt = begun(callback, model, checkpoint and checkpoint["weights"], state)
-        if checkpoint is not None:
-            opt.inner.load_state_dict(checkpoint["optimizer"])
-        return train(DistributedDataParallel(model), opt, steps), callback
+            model.load_state_dict(checkpoint["weights"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+        callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
+        assert callback.controller is not None
+        return train(DistributedDataParallel(model), callback.controller, steps), callback
 
     whole, _ = run(range(24))
     half, callback = run(range(4))
