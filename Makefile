@@ -24,7 +24,7 @@ compare: $(READY) ## Train flat, geometric and controlled rates on the bundled M
 	$(TRAIN) experiment=compare
 	$(BIN)/python -m experiments.report outputs/compare
 
-claims: $(READY) ## Train what the README claims, over 3 to 5 seeds (three quarters of an hour), and check it
+claims: $(READY) ## Train the runs behind the README's claims, 3 to 5 seeds (45 minutes), and check them
 	$(TRAIN) experiment=claims optimizer=sgd,adamw profile=flat,geometric controller=fixed,density output=outputs/claims/repair
 	$(TRAIN) experiment=claims optimizer=adam controller=fixed,density output=outputs/claims/repair
 	$(TRAIN) experiment=claims optimizer=sgd optimizer.lr=1e-5 controller=free seed=0,1,2 output=outputs/claims/free
@@ -40,8 +40,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.architecture
 
-gauntlet: $(READY) ## Train a piece of the gauntlet (a few minutes) and write outputs/gauntlet/report.html
+gauntlet: $(READY) ## Train a part of the gauntlet (a few minutes) and write outputs/gauntlet/report.html
 	$(BIN)/python -m experiments.gauntlet suite=quick
 
 clean: ## Remove the environment and caches; outputs stay

@@ -1,4 +1,9 @@
-"""A network's own activation density runs its learning rates."""
+"""A network's own activation density controls its learning rates.
+
+`DensityLR` is put around an optimizer. What the packages below offer beyond the names here stands
+in their own ``__all__``: `densitylr.policy` (write a controller), `densitylr.history`,
+`densitylr.monitor`, `densitylr.diagnosis`, `densitylr.plots`, `densitylr.integrations`.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +12,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densitylr.controller import DensityLR
-    from densitylr.history import History
-    from densitylr.liftoff import LiftOff
-    from densitylr.monitor import DensityMonitor
-    from densitylr.policy import simulate
-    from densitylr.records import Decision, Diagnosis, Reading, StageReading
-    from densitylr.stages import Stage, find_stages
+    from densitylr.history import Decision, Diagnosis, History, Reading, Sink, StageReading
+    from densitylr.model import Stage, find_stages
+    from densitylr.monitor import Baseline, DensityMonitor
+    from densitylr.policy import (
+        Free,
+        Needs,
+        Observation,
+        Policy,
+        Repair,
+        StageView,
+        Warmup,
+        simulate,
+    )
 
 __all__ = [
+    "Baseline",
     "Decision",
     "DensityLR",
     "DensityMonitor",
     "Diagnosis",
+    "Free",
     "History",
-    "LiftOff",
+    "Needs",
+    "Observation",
+    "Policy",
     "Reading",
+    "Repair",
+    "Sink",
     "Stage",
     "StageReading",
+    "StageView",
+    "Warmup",
     "find_stages",
     "simulate",
 ]
 __version__ = "0.1.0"
 
-# The names are imported when they are asked for: the doctor must not import torch before the
-# script that it runs, which may set OMP_NUM_THREADS and the like first.
-_HOMES = {
-    "controller": ("DensityLR",),
-    "history": ("History",),
-    "liftoff": ("LiftOff",),
-    "monitor": ("DensityMonitor",),
-    "policy": ("simulate",),
-    "records": ("Decision", "Diagnosis", "Reading", "StageReading"),
-    "stages": ("Stage", "find_stages"),
-}
+_PACKAGES = ("controller", "history", "model", "monitor", "policy")
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names or name == module:
-            home = importlib.import_module(f"densitylr.{module}")
-            return home if name == module else globals().setdefault(name, getattr(home, name))
+    # Names are imported when they are asked for: the doctor must not import torch before the
+    # script that it runs, which may set OMP_NUM_THREADS and the like first.
+    if name in __all__:
+        for package in _PACKAGES:
+            home = importlib.import_module(f"densitylr.{package}")
+            if name in home.__all__:
+                return globals().setdefault(name, getattr(home, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from densitylr.doctor.cli import main
+from densitylr.doctor import main
 
 sys.exit(main())

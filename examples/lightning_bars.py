@@ -1,4 +1,4 @@
-"""A starved first stage in Lightning, and the one line that mends it.
+"""A starved first stage in Lightning, and the one line that repairs it.
 
 ``python examples/lightning_bars.py`` trains the same network twice on images of bars in noise,
 with a rate for the first convolution that is a thousand times too small: as it is, and with

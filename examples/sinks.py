@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from densitylr import DensityLR
+from densitylr import DensityLR, Sink
 from densitylr.integrations.csv import CSVSink
-from densitylr.sinks import Sink
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def wandb(folder: Path) -> Iterator[Sink]:
     from densitylr.integrations.wandb import WandbSink
 
     with wandb.init(project="densitylr", mode="offline", dir=str(folder)) as run:
-        yield WandbSink(run, commit=True)  # nobody else logs to this run
+        yield WandbSink(run, commit=True)  # nothing else logs to this run
         rows = run.step
     print(f"Weights & Biases: {rows} rows in {folder / 'wandb'}")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.results import Run, find_runs
+from experiments.train.runs import Run, find_runs
 
 __all__ = ["Tally", "kill_repeatedly", "main"]
 

@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densitylr.doctor.foreign import Foreign
-from densitylr.doctor.importing import when_imported
-from densitylr.doctor.losses import Losses, seed_all
-from densitylr.doctor.running import Target, run
+from densitylr.doctor.script import Foreign, Losses, Target, run, seed_all, when_imported
 
 if TYPE_CHECKING:
-    from densitylr.doctor.finding import Finder
-    from densitylr.doctor.live import LiveTable
+    from densitylr.doctor.report import LiveTable
+    from densitylr.doctor.watch import ModelDiscovery
 
 __all__ = ["main"]
 
@@ -28,8 +25,8 @@ examples:
   python -m densitylr --compare train.py           both, side by side
   python -m densitylr --output report train.py     where to put the page
 
-The script runs as it would alone: same numbers, same output, same exit code. What the doctor
-has to say comes at the end, on stderr.
+The script runs as it would alone: same numbers, same output, same exit code. The
+report comes at the end, on stderr.
 """
 
 
@@ -46,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.compare and options.live:
         parser.error("--live shows a run while it trains, --compare compares two that have ended")
     if options.compare:
-        from densitylr.doctor.comparing import compare
+        from densitylr.doctor.compare import compare
 
         return compare(target, options.mode or "repair", output)
     Doctor(
@@ -63,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m densitylr",
         description="Run a training script unchanged, and say which stages of its network learn, "
-        "which do not, and what mends it.",
+        "which do not, and what repairs it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -119,7 +116,7 @@ class Doctor:
         self.output = output.absolute()  # the script may change its working directory
         self.losses = Losses() if record is not None else None
         self.record = record.absolute() if record is not None else None
-        self.finder: Finder | None = None
+        self.discovery: ModelDiscovery | None = None
         self.foreign = Foreign()
         self._table: LiveTable | None = None
 
@@ -133,29 +130,29 @@ class Doctor:
             run(self.target, lambda ended: None)
 
     def _attach(self) -> None:
-        from densitylr.doctor.finding import Finder
+        from densitylr.doctor.watch import ModelDiscovery
 
         if self.losses is not None:
             self.losses.attach()
             seed_all()
         self.foreign.attach()
-        finder = self.finder = Finder(self.mode)
+        discovery = self.discovery = ModelDiscovery(self.mode)
         if self.live:
-            self._draw(finder)
-        finder.attach()
-        os.register_at_fork(after_in_child=finder.detach)
+            self._draw(discovery)
+        discovery.attach()
+        os.register_at_fork(after_in_child=discovery.detach)
 
-    def _draw(self, finder: Finder) -> None:
-        from densitylr.doctor.live import LiveTable
+    def _draw(self, discovery: ModelDiscovery) -> None:
+        from densitylr.doctor.report import LiveTable
 
         if not LiveTable.possible():
             return
         try:
-            self._table = LiveTable(finder)
+            self._table = LiveTable(discovery)
         except ImportError:
             print("densitylr: --live needs rich: pip install 'densitylr[doctor]'", file=sys.stderr)
         else:
-            finder.stepped = self._table.stepped
+            discovery.stepped = self._table.stepped
 
     def _afterwards(self, ended: BaseException | None) -> None:
         try:
@@ -167,7 +164,7 @@ class Doctor:
 
     def _report(self, ending: str) -> None:
         command = " ".join(["python", *self.target.command()])
-        if self.finder is None:
+        if self.discovery is None:
             ended = f", {ending}" if ending else ""
             print(
                 f"\ndensitylr: {command}{ended}: no diagnosis, as it never imported torch in this "
@@ -175,20 +172,19 @@ class Doctor:
                 file=sys.stderr,
             )
             return
-        self.finder.detach()
-        if self.finder.made:  # else it is said why there is no diagnosis at all
-            self.finder.notes += self.foreign.notes()
+        self.discovery.detach()
+        if self.discovery.made:  # else it is said why there is no diagnosis at all
+            self.discovery.notes += self.foreign.notes()
         if self._table is not None:
             self._table.stop()
-        from densitylr.doctor.findings import findings
-        from densitylr.doctor.terminal import text
+        from densitylr.doctor.report import report, text
 
-        found = findings(self.finder, command, ending)
+        found = report(self.discovery, command, ending)
         print("\n" + text(found), file=sys.stderr)
         if self.losses is not None and self.record is not None:
-            self.losses.save(self.record, [f"{p.title}: {p.verdict}" for p in found.patients])
-        if found.patients:
-            from densitylr.doctor.folder import write
+            self.losses.save(self.record, [f"{p.title}: {p.verdict}" for p in found.models])
+        if found.models:
+            from densitylr.doctor.report import write
 
             folder = write(found, self.output, self.target.label)
             print(f"\n{folder / 'index.html'}", file=sys.stderr)

@@ -8,8 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from densitylr.history import TABLE_HEADER, table_rows
-from densitylr.records import Decision, Reading
+from densitylr.history import TABLE_HEADER, Decision, Reading, table_rows
 
 __all__ = ["CSVSink"]
 

@@ -22,7 +22,7 @@ from fastcore.foundation import L
 
 from densitylr.controller import DensityLR
 from densitylr.history import check_series
-from densitylr.stages import find_stages
+from densitylr.model import find_stages
 
 __all__ = ["DensityCallback", "DensityOptimizer"]
 

@@ -16,11 +16,9 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
-from densitylr.checkpoint import STATE_KEY, joined
-from densitylr.controller import DensityLR
+from densitylr.controller import STATE_KEY, DensityLR, add_state
 from densitylr.history import check_series
-from densitylr.monitor import DensityMonitor
-from densitylr.pull import Pull
+from densitylr.monitor import Baseline
 
 __all__ = ["DensityCallback"]
 
@@ -62,7 +60,7 @@ class DensityCallback(TrainerCallback, ExportableState):
         self.numbers, self.options = tuple(numbers), options
         self.controller: DensityLR | None = None
         self._made = False  # the controller is ours to save
-        self._untrained: tuple[nn.Module, DensityMonitor, dict[str, Any]] | None = None
+        self._untrained: tuple[nn.Module, Baseline] | None = None
 
     def on_init_end(
         self,
@@ -75,11 +73,8 @@ class DensityCallback(TrainerCallback, ExportableState):
         # When training begins a checkpoint's weights are in the model: what is compared with the
         # untrained ones is taken now.
         if model is not None:
-            watching = self.options.get("recover", False)
-            stages = self.options.get("stages")
-            eyes = DensityMonitor(model, stages, every=None, watching=watching, guard=True)
-            first = Pull(eyes.stages, eyes.stages).state_dict()
-            self._untrained = (model, eyes, first)
+            stages, pretrained = self.options.get("stages"), self.options.get("pretrained")
+            self._untrained = model, Baseline.capture(model, stages, pretrained=pretrained)
 
     def on_train_begin(
         self,
@@ -100,17 +95,12 @@ class DensityCallback(TrainerCallback, ExportableState):
                 self.controller.close()
             assert model is not None
             ours = self._of_checkpoint(state)
-            options = self.options if ours is None else {**self.options, "pretrained": False}
+            options = dict(self.options)
+            if ours is not None and untrained is not None and untrained[0] is model:
+                options["baseline"] = untrained[1]
             self.controller, self._made = DensityLR(optimizer, model, **options), True
             if ours is not None:
-                eyes = self.controller._monitor
-                first: dict[str, Any] = {}
-                if untrained is not None and untrained[0] is model:
-                    eyes, first = untrained[1:]
-                ours = _with_first_weights(ours, eyes.state_dict(), first)
-                self.controller.load_state_dict(joined(optimizer.state_dict(), ours))
-        if untrained is not None:
-            untrained[1].close()
+                self.controller.load_state_dict(add_state(optimizer.state_dict(), ours))
         # The trainer expects an entry there, and a checkpoint made without us has none.
         cast(dict[str, Any], state.stateful_callbacks).setdefault(type(self).__name__, self.state())
 
@@ -146,23 +136,13 @@ class DensityCallback(TrainerCallback, ExportableState):
         ours = None
         if self._made and self.controller:
             (ours,) = self.controller.state_dict()[STATE_KEY]
-            # A twin is a tensor, and is made anew from the untrained model; so are first weights.
-            taps = ours["taps"].items()
-            ours["taps"] = {name: {**t, "twin": t["twin"] is not None} for name, t in taps}
-            if "pull" in ours:
-                ours["pull"] = dict.fromkeys(ours["pull"])
+            # Tensors are not saved: the baseline of the run that goes on has them.
+            measured = ours["measurements"] = dict(ours["measurements"])
+            measured["layers"] = {
+                name: {**layer, "twin": None if layer["twin"] is None else True}
+                for name, layer in measured["layers"].items()
+            }
+            if "alignment" in measured:
+                first = dict.fromkeys(measured["alignment"]["first_weights"])
+                measured["alignment"] = {**measured["alignment"], "first_weights": first}
         return {"args": {"numbers": self.numbers, **options}, "attributes": {"_saved": ours}}
-
-
-def _with_first_weights(
-    ours: dict[str, Any], made: dict[str, Any], first: dict[str, Any]
-) -> dict[str, Any]:
-    """The state of a checkpoint with the twins that were made, where it had one, and with the first
-    weights of the stages whose pull is looked at.
-    """
-    taps = {
-        name: {**tap, "twin": made[name]["twin"] if tap["twin"] else None}
-        for name, tap in ours["taps"].items()
-    }
-    pull = {name: first[name] for name in ours.get("pull", {}) if name in first}
-    return {**ours, "taps": taps, "pull": pull}

@@ -8,10 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from densitylr.checkpoint import STATE_KEY
-from densitylr.controller import DensityLR
-from densitylr.records import Decision, Reading
-from densitylr.sinks import Sink, scalars
+from densitylr.controller import STATE_KEY, DensityLR
+from densitylr.history import Decision, Reading, Sink, scalars
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -98,9 +96,7 @@ class DensityCallback(Callback):
             )
         made = not there
         if made:
-            # Of a resumed run the weights are trained, but not before we came.
-            options = {**self.options, "pretrained": False} if self._loaded else self.options
-            there = [DensityLR(found[0], pl_module, **options)]
+            there = [DensityLR(found[0], pl_module, **self.options)]
         self.optimizers, self._made = there, made
         for i, optimizer in enumerate(there):
             prefix = "densitylr" if len(there) == 1 else f"densitylr/{i}"
@@ -119,7 +115,7 @@ class DensityCallback(Callback):
     ) -> None:
         for known in self.optimizers:
             if self._made and known.inner is getattr(optimizer, "_optimizer", optimizer):
-                known._before_zero_grad()  # a DensityLR sees to it itself
+                known.before_zero_grad()  # a DensityLR sees to it itself
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if math.isfinite(self._least):

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 import mlflow
 from mlflow.entities import Metric, RunTag
 
-from densitylr.records import Decision, Reading
-from densitylr.sinks import scalars
+from densitylr.history import Decision, Reading, scalars
 
 __all__ = ["MLflowSink"]
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from densitylr.history import BOUNDS
-from densitylr.records import Decision, Reading
-from densitylr.sinks import scalars
+from densitylr.history import BOUNDS, Decision, Reading, scalars
 
 __all__ = ["TensorBoardSink"]
 

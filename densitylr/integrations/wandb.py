@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import wandb
 
-from densitylr.history import BOUNDS
-from densitylr.records import Decision, Reading
-from densitylr.sinks import scalars
+from densitylr.history import BOUNDS, Decision, Reading, scalars
 
 __all__ = ["WandbSink"]
 
@@ -27,7 +25,7 @@ class WandbSink:
     Args:
         run: the run; the one that ``wandb.init`` has made by default.
         prefix: what all names begin with.
-        commit: commit each reading. Only for a run that nobody else logs to.
+        commit: commit each reading. Only for a run to which nothing else logs.
 
     Raises:
         ValueError: there is no run.

@@ -1,7 +1,7 @@
 """Pictures of a history: what the activations did, and what was decided about the rates.
 
-One function a figure, each takes a `History` and returns a matplotlib ``Figure`` that belongs
-to nobody: no window, no global state, nothing to close. ``figure.savefig("density.png")``.
+One function a figure, each takes a `History` and returns a matplotlib ``Figure`` outside of
+pyplot: no window, no global state, nothing to close. ``figure.savefig("density.png")``.
 """
 
 from densitylr.plots.curves import near_zero, rates

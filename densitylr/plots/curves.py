@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from densitylr.density import TAU
-from densitylr.history import History
+from densitylr.history import TAU, History
 from densitylr.plots.looks import DOTTED, MARKERS, STEP, check, legend_beside, looks, step_ticks
 
 __all__ = ["draw_near_zero", "draw_rates", "draw_scales", "near_zero", "rates"]

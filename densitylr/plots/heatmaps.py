@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
-from densitylr.density import TAU
-from densitylr.history import BOUNDS, History
+from densitylr.history import BOUNDS, TAU, History
 from densitylr.plots.looks import STEP, check, step_ticks
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What all figures have in common: how a stage looks, the axis of steps, the key to the lines.
 
 Colours: the stages run through viridis from the input (dark) to the output (light), and every
-fourth has a line style of its own; both survive colour-blind eyes and a grey printer.
+fourth has a line style of its own; both can be read without colour.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 # ruff: noqa: B018, UP009
 
 # # Spirals
-# Exported from a notebook. Ill: weights drawn with a spread of 8.
+# Exported from a notebook. Ill: weights of standard deviation 8.
 
 # In[1]:
 

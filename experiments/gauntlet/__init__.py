@@ -1,1 +1,3 @@
-"""The gauntlet: the law on ten small networks, three optimizers and every illness we know."""
+"""The gauntlet: the policies on ten small networks, three optimizers and many faults."""
+
+__all__: list[str] = []

@@ -8,9 +8,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.gauntlet.cells import GauntletConfig, expand, register, run_cells
 from experiments.gauntlet.page import command_line, write_page
-from experiments.gauntlet.pool import run_cells
-from experiments.gauntlet.suites import GauntletConfig, expand, register
 
 register()
 

@@ -11,7 +11,7 @@ import gzip
 import json
 from pathlib import Path
 
-from experiments.gauntlet.pool import read
+from experiments.gauntlet.cells import read
 
 __all__ = ["pack"]
 

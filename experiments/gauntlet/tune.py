@@ -11,9 +11,8 @@ import json
 import math
 from pathlib import Path
 
-from experiments.gauntlet.cell import OPTIMIZERS, Cell
-from experiments.gauntlet.nets import NETS
-from experiments.gauntlet.pool import run_cells
+from experiments.gauntlet.cells import GOOD_RATES, OPTIMIZERS, Cell, run_cells
+from experiments.train.tasks import NETS
 
 GRIDS = {
     "sgd": (-2.5, 0.0),
@@ -62,8 +61,7 @@ def main() -> None:
     rates: dict[str, dict[str, float]] = {}
     for net, optimizer in tuned:
         rates.setdefault(net, {})[optimizer] = best[net][optimizer]
-    target = Path(__file__).with_name("good_rates.json")
-    target.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
+    GOOD_RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

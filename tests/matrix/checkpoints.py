@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from densitylr import DensityLR
-from tests.fixed import batches, net, numbers_of, one_step
 from tests.matrix.cells import Cell, UnavailableError
+from tests.support.fixed import batches, net, numbers_of, one_step
 
 __all__ = ["cells"]
 
@@ -118,8 +118,8 @@ def _resume_all() -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, in
                 for step, batch in enumerate(batches(STEPS)):
                     label = f"{kind};{model};{step}"
                     torch.save(outcome(made, optimizer), folder / f"{label}.pt")
-                    alive = [t for t in optimizer._monitor._taps.values() if t.twin is not None]
-                    twins[label] = len(alive)
+                    layers = optimizer._loop.monitor._layers.values()
+                    twins[label] = sum(layer.twin is not None for layer in layers)
                     one_step(made, optimizer, batch)
                 straight[f"{kind};{model}"] = outcome(made, optimizer)
         subprocess.run([sys.executable, "-m", "tests.matrix.checkpoints", name], check=True)
@@ -130,8 +130,8 @@ def _resumed(kind: str, model: str) -> None:
     straight, resumed, twins = _resume_all()
     run = f"{kind};{model}"
     expected = numbers_of(_without_peaks(straight[run]))
-    law = straight[run]["optimizer"]["densitylr"][0]["law"]
-    assert any(stage["scale"] not in (1.0, 1e-4) for stage in law.values()), "nothing happened"
+    scales = straight[run]["optimizer"]["densitylr"][0]["policy"]["scales"].values()
+    assert any(scale not in (1.0, 1e-4) for scale in scales), "nothing happened"
     assert any(twins[f"{run};{step}"] for step in range(1, STEPS)), "no twin was saved"
     for step in range(STEPS):
         found = numbers_of(_without_peaks(resumed[f"{run};{step}"]))
@@ -139,12 +139,12 @@ def _resumed(kind: str, model: str) -> None:
 
 
 def _without_peaks(outcome: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The peaks between two probes are no part of a checkpoint that is saved there."""
+    """The peaks between two readings are no part of a checkpoint that is saved there."""
     (ours,) = outcome["optimizer"]["densitylr"]
     recovery = ours.get("recovery", {"first": None, "recent": []})
     for reading in filter(None, [recovery["first"], *recovery["recent"]]):
         for seen in reading["stages"].values():
-            del seen["peak"]
+            del seen["peak_rms"]
     return outcome
 
 

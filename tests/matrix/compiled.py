@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from densitylr import DensityLR
-from tests.fixed import batches
+from tests.support.fixed import batches
 
 __all__ = ["CompiledRun", "close_parameters", "same_readings"]
 

@@ -1,6 +1,6 @@
 """``torch.compile`` of the model, of the step, and of both.
 
-A model that is watched must be one graph without breaks, compiled once: nothing that a probe, a
+A model that is watched must be one graph without breaks, compiled once: nothing that a reading, a
 twin or a scale does may have it compiled again. Its readings, decisions and numbers must be those
 of the run without a compiler. A step must be compiled no more often than the bare optimizer's.
 """
@@ -19,9 +19,9 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from densitylr import DensityLR, DensityMonitor, find_stages
-from tests.fixed import Fixed, batches, net
 from tests.matrix.cells import Cell, UnavailableError
 from tests.matrix.compiled import CompiledRun, close_parameters, same_readings
+from tests.support.fixed import Fixed, batches, net
 
 __all__ = ["cells"]
 
@@ -103,7 +103,7 @@ def _model(
     in_place: bool = False,
     **options: Any,
 ) -> None:
-    """One graph, whatever the probes do; and what the run without a compiler reads and learns."""
+    """One graph, whatever is read; and what the run without a compiler reads and learns."""
     _check_backend(backend)
     options["policy"] = _fixed(make)
     eager = CompiledRun(make, **options)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from densitylr import DensityLR, find_stages
-from tests.fixed import Fixed, batches, loss_of, net
 from tests.matrix.cells import Cell, UnavailableError
 from tests.matrix.nets import difference
+from tests.support.fixed import Fixed, batches, loss_of, net
 
 __all__ = ["cells"]
 

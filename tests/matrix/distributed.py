@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from densitylr import DensityLR
-from tests.fixed import Fixed, batches, net, one_step, same
 from tests.matrix.cells import Cell, UnavailableError, need
+from tests.support import ROOT
+from tests.support.fixed import Fixed, batches, net, one_step, same
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 240
 """Seconds that a launch may take on a busy machine, less than a rank waits for another one."""
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from densitylr import DensityLR
-from tests import host_runs
 from tests.matrix.cells import Cell, UnavailableError, need
+from tests.support import host_runs
 
 STAGE = "bert.encoder.layer.0"
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from densitylr import DensityLR
-from tests.fixed import Fixed, batches, hooks_of, net, numbers_of, one_step, same
 from tests.matrix.cells import Cell, refusal
 from tests.matrix.nets import difference
+from tests.support.fixed import Fixed, batches, hooks_of, net, numbers_of, one_step, same
 
 __all__ = ["cells"]
 
@@ -217,7 +217,7 @@ def _copied_pair() -> None:
 
 _LOADING = """
 import sys, torch
-from tests.fixed import batches, loss_of
+from tests.support.fixed import batches, loss_of
 model = torch.load(sys.argv[1] + "/model", weights_only=False)
 for batch in batches(2):
     loss_of(model, batch).backward()
@@ -226,7 +226,7 @@ torch.save({n: p.grad for n, p in model.named_parameters()}, sys.argv[1] + "/gra
 
 
 def _new_process() -> None:
-    """Saved whole, between a probe's forward and its step, and used elsewhere."""
+    """Saved whole, between a reading's forward and its step, and used elsewhere."""
     model, optimizer = _made()
     model(batches(1)[0][0])
     with tempfile.TemporaryDirectory() as name:

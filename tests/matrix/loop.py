@@ -1,8 +1,8 @@
 """Ways to write a training loop; in none of them may anything tell that the wrapper is there.
 
-Each way trains four times: bare and under the law with one flat rate, which must be equal bit for
-bit; with real parameter groups and with such scales, which must be equal, too. And each probe must
-have been read once, from one forward in training mode.
+Each way trains four times: bare and under the policy with one flat rate, which must be equal bit
+for bit; with real parameter groups and with such scales, which must be equal, too. And each reading
+must have been read once, from one forward in training mode.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from densitylr import DensityLR, find_stages
-from tests.fixed import Fixed, batches, loss_of, net
 from tests.matrix.cells import Cell
 from tests.matrix.nets import Checkpointed, difference, no_norm
+from tests.support.fixed import Fixed, batches, loss_of, net
 
 __all__ = ["cells"]
 
@@ -90,14 +90,13 @@ def _scaled(way: Way) -> None:
 
 
 def _read_once(way: Way, optimizer: DensityLR) -> None:
-    """A probe at every step (every second is early doubled), each of one forward."""
+    """A reading at every step (every second is early doubled), each of one forward."""
     steps = optimizer.history.steps.tolist()
     assert steps == list(way.seen), steps
-    for name, tap in ((n, t) for s in optimizer.stages.values() for n, t in s.taps.items()):
-        stage = next(s.name for s in optimizer.stages.values() if name in s.taps)
-        width = sum(t.out_features for t in optimizer.stages[stage].taps.values())
-        assert isinstance(tap, nn.Linear)
-        counts = {r.stages[stage].count for r in optimizer.history.readings}
+    for name, stage in optimizer.stages.items():
+        assert all(isinstance(layer, nn.Linear) for layer in stage.layers.values())
+        width = sum(layer.out_features for layer in stage.layers.values())
+        counts = {r.stages[name].count for r in optimizer.history.readings}
         assert counts == {way.rows * width}, (name, counts)
 
 

@@ -1,6 +1,6 @@
 """Every optimizer of ``torch.optim``, in each of its forms.
 
-A cell trains twice. With one flat rate and the law at work, everything must be that of the bare
+A cell trains twice. With one flat rate and the policy at work, everything must be that of the bare
 optimizer, bit for bit; with a scale of its own for each stage, that of real parameter groups.
 """
 
@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from densitylr import DensityLR, find_stages
-from tests.fixed import Fixed, batches, hooks_of, net, one_step
 from tests.matrix.cells import Cell, UnavailableError, refusal
 from tests.matrix.nets import Bags, bias_free, difference, split_by_stage
+from tests.support.fixed import Fixed, batches, hooks_of, net, one_step
 
 __all__ = ["OPTIMIZERS", "cells"]
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 from densitylr import DensityLR, find_stages
-from tests.fixed import Fixed, batches, net, numbers_of, one_step, same
 from tests.matrix.cells import Cell
+from tests.support.fixed import Fixed, batches, net, numbers_of, one_step, same
 
 __all__ = ["SCHEDULERS", "cells"]
 

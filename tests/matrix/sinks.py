@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from densitylr import History
+from densitylr import History, Sink
 from densitylr.integrations.csv import CSVSink
-from densitylr.sinks import Sink
-from tests import hosts
 from tests.matrix.cells import Cell, need
 from tests.matrix.hosts_lightning import looped
+from tests.support import hosts
 
 SILENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

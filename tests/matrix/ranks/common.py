@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from densitylr import DensityLR, LiftOff
-from densitylr.rates import startup
+from densitylr import DensityLR, Repair
 from tests.matrix.cells import refusal
 
 Groups = list[dict[str, Any]]
@@ -144,11 +143,11 @@ def unscaled_is_bare(wrap: Wrap, make: Make, steps: int = 12) -> None:
 
 
 def controlled(wrap: Wrap, make: Make, steps: int = 24, **constants: float) -> Run:
-    """Starved rates under DensityLR; ``constants`` of the law other than its own."""
+    """Starved rates under DensityLR; ``constants`` of ``repair`` other than its own."""
     model = wrap(net())
     optimizer = make(user_groups(model, STARVED))
-    law = LiftOff(**(startup(optimizer) | constants)) if constants else None  # type: ignore[arg-type]
-    run = train(model, DensityLR(optimizer, model, policy=law), range(steps))
+    policy = Repair(**constants)  # type: ignore[arg-type]
+    run = train(model, DensityLR(optimizer, model, policy=policy), range(steps))
     assert max(s["0"] for s in run.scales) > 10, run.scales
     assert any(s["0"] != s["2"] for s in run.scales), "no group was split"
     return run

@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 
 from densitylr import DensityLR, find_stages
-from densitylr.pretrained import check_untrained
+from densitylr.model import check_untrained
 from tests.matrix.ranks.common import (
     FLAT,
     STAGES,
@@ -56,10 +56,10 @@ def shard(model: nn.Module, replicas: int = 0, **policy: Any) -> nn.Module:
 
 def as_replicas() -> None:
     """The twins answer as for replicas of the whole model, and the scales are those, too, but for
-    the pull, which shards do not have.
+    the alignment, which shards do not have.
     """
     sharded = controlled(shard, sgd)
-    replicas = controlled(DistributedDataParallel, sgd, pull=1.0)  # no cosine is above
+    replicas = controlled(DistributedDataParallel, sgd, alignment=1.0)  # no cosine is above
     for own, other in zip(sharded.scales, replicas.scales, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=0)
     for run in (sharded, replicas):

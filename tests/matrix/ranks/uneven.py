@@ -64,7 +64,7 @@ def ended_together() -> None:
 def late() -> str:
     """A rank that does not come to a step: the other one is told, in the time it was given."""
     model = DistributedDataParallel(net())
-    with mock.patch("densitylr.distributed.TIMEOUT", SHORT):
+    with mock.patch("densitylr.model.ranks.TIMEOUT", SHORT):
         opt = DensityLR(torch.optim.SGD(user_groups(model, FLAT)), model)
         reason = [""]
         if dist.get_rank() == 0:
