@@ -77,8 +77,13 @@ class Baseline:
         return cls(found, twins, first, checks, sharded)
 
 
-def sample_weights(tensor: Tensor) -> Tensor:
-    """At most `SAMPLE` elements, 1-dim, of all rows and columns alike; a view where it can be."""
+def sample_weights(tensor: Tensor, stride: int | None = None) -> Tensor:
+    """At most `SAMPLE` elements, 1-dim, of all rows and columns alike; a view where it can be.
+
+    Args:
+        tensor: a parameter, or its gradient.
+        stride: of the sample, where it is known from before.
+    """
     tensor = tensor.detach()
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
-    return flat[:: even_stride(flat.numel(), SAMPLE)]
+    return flat[:: even_stride(flat.numel(), SAMPLE) if stride is None else stride]

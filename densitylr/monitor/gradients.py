@@ -126,7 +126,8 @@ class Alignment:
             gradient, first = parameter.grad, first_weights.get(n)
             if gradient is None or gradient.is_sparse or first is None:
                 continue
-            now, down = self._sampled(name, n, parameter), self._sampled(name, n, gradient)
+            stride = self._stride(name, n, parameter)
+            now, down = sample_weights(parameter, stride), sample_weights(gradient, stride)
             if now.shape != first.shape:  # the parameter has been resized
                 continue
             wide = torch.float32 if now.device.type == "mps" else torch.float64
@@ -139,13 +140,12 @@ class Alignment:
         g, d = (torch.cat([part.to(ways[0].device) for part in s]) for s in (gradients, ways))
         return -g.dot(d) / (g.dot(g) * d.dot(d)).sqrt()
 
-    def _sampled(self, stage: str, name: str, tensor: Tensor) -> Tensor:
-        """As `sample_weights`, with a stride that is known from before."""
-        tensor = tensor.detach()
-        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+    def _stride(self, stage: str, name: str, parameter: Tensor) -> int:
+        """Of the samples of a parameter; worked out once."""
         if (stage, name) not in self._strides:
-            self._strides[stage, name] = even_stride(flat.numel(), SAMPLE)
-        return flat[:: self._strides[stage, name]]
+            numbers = parameter.numel() * (2 if parameter.is_complex() else 1)
+            self._strides[stage, name] = even_stride(numbers, SAMPLE)
+        return self._strides[stage, name]
 
 
 def _fitting(first: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
